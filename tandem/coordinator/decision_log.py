@@ -1,0 +1,366 @@
+"""The decision log: decide, look, fence, deliver. Every statement on `twophase.decision` is here.
+
+Write-once (R2): a row comes into being by one INSERT and its outcome never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.engine import Connection, Engine, Row
+
+from tandem.coordinator.tables import decision as d
+from tandem.coordinator.tables import log
+from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
+from tandem.runtime import paging
+from tandem.runtime.batches import redo
+from tandem.runtime.database import KEY_COLUMNS, NOW_MS, Limits, local_transaction, ms, owned, records, seconds
+from tandem.runtime.errors import ConfigurationError, Reason, TandemError
+from tandem.runtime.failpoints import failpoint
+from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.times import Times
+
+RECOVERY_AFTER_S = 1.0
+"""Recovery leaves a decision to its driver for so long (R11)."""
+
+FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_timeout_ms=2_000)
+"""A fence waits this long for a committing initiator, then says IN_PROGRESS (R4)."""
+
+BUDGET_S = 2.0
+"""For one Resolve, however many ids are stalled (R4)."""
+
+CHECKS = {
+    "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
+    "decision_check_wrong_log": Reason.WRONG_LOG,
+    "decision_check_expired": Reason.TRANSACTION_EXPIRED,
+    "decision_check_ahead": Reason.TRANSACTION_AHEAD,
+}
+"""Constraints that make the deciding INSERT raise, and what each of them says (R1, R14)."""
+
+PRIMARY_KEY = "decision_pkey"
+
+_keys = records("keys", KEY_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """A transaction about to be decided. participants: name → digest."""
+
+    key: TransactionKey
+    participants: Mapping[str, bytes]
+
+    def row(self) -> dict[str, object]:
+        """As a record of the deciding INSERT."""
+        return {
+            **self.key.row(),
+            "id_ms": id_time_ms(self.key.transaction_id),
+            "participants": {name: digest.hex() for name, digest in sorted(self.participants.items())},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an asker wants to know, with what it must name (R4)."""
+
+    key: TransactionKey
+    log_id: UUID
+    digest: bytes
+
+
+Looked = Decided | Standing | TandemError
+"""What can be said of an id: its row, or why there is none, or why it can't be read."""
+
+
+class DecisionLog:
+    """One initiator's decision log, in the initiator's own database.
+
+    engine: the primary. Its answers are only as good as that (R15); a replica is refused in the statement.
+    """
+
+    def __init__(self, engine: Engine, times: Times) -> None:
+        self.engine = engine
+        self._retention_ms = times.retention_ms
+        self._log_id: UUID | None = None
+
+    def log_id(self, *, fresh: bool = False) -> UUID:
+        """The current log's id. Cached: the deciding INSERT checks it again (R17)."""
+        if self._log_id is None or fresh:
+            with owned(self.engine) as connection:
+                found = connection.execute(sa.select(log.c.log_id).where(log.c.current)).scalar_one_or_none()
+            if found is None:
+                raise ConfigurationError("the decision log has no current log_id: run the migrations")
+            self._log_id = found
+        return self._log_id
+
+    # --- deciding -------------------------------------------------------------------------------------------
+
+    def decide(self, deciding: Sequence[Deciding], *, log_id: UUID, token: str | None = None) -> sa.Insert:
+        """The INSERT that decides `committed` for all of them, or raises (R1): plain, never ON CONFLICT.
+
+        It holds only in the local transaction whose first statement set `token`, in the log `log_id`, and for ids that
+        are neither expired nor ahead. Otherwise one of CHECKS is violated; an existing row violates PRIMARY_KEY.
+        """
+        rows = [item.row() for item in sorted(deciding, key=lambda item: item.key)]
+        asked = records("deciding", {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}, rows)
+        is_current = sa.exists().where(log.c.current, log.c.log_id == log_id)
+        wrong: list[tuple[sa.ColumnElement[bool], sa.ColumnElement[str]]] = [
+            (~is_current, _text("wrong_log")),
+            (asked.c.id_ms < NOW_MS - ms(self._retention_ms - DAY_MS), _text("expired")),
+            (asked.c.id_ms > NOW_MS + ms(DAY_MS), _text("ahead")),
+        ]
+        if token is not None:
+            set_token = sa.func.current_setting("tandem.token", True)
+            wrong.insert(0, (set_token.is_distinct_from(token), _text("ended")))
+        chosen = sa.select(
+            asked.c.coordinator,
+            asked.c.transaction_id,
+            sa.case(*wrong, else_=_text(Outcome.COMMITTED.value)),
+            asked.c.participants,
+            _names_in(asked.c.participants),
+            sa.literal_column("'{}'::jsonb"),
+            sa.func.now() + seconds(RECOVERY_AFTER_S),
+        ).order_by(asked.c.coordinator, asked.c.transaction_id)
+        return sa.insert(d).from_select(
+            ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked", "next_attempt_at"],
+            chosen,
+        )
+
+    # --- looking and fencing --------------------------------------------------------------------------------
+
+    def look(self, keys: Iterable[TransactionKey], *, fence: bool) -> dict[TransactionKey, Looked]:
+        """What was decided for each; with `fence`, the undecided ones are aborted first (R3, R4).
+
+        Raises a database error if the log can't be read at all.
+        """
+        ordered = sorted(set(keys))
+        looked: dict[TransactionKey, Looked] = {}
+        with local_transaction(self.engine, FENCE_LIMITS) as connection:
+            looked.update(self._read(connection, ordered))
+        undecided = [key for key, what in looked.items() if what is Standing.UNDECIDED]
+        if fence and undecided:
+            fenced = redo(undecided, self._fence, budget_s=BUDGET_S)
+            for key, what in zip(undecided, fenced, strict=True):
+                in_progress = isinstance(what, TandemError) and what.reason is Reason.IN_PROGRESS
+                looked[key] = Standing.IN_PROGRESS if in_progress else what
+        return looked
+
+    def resolve(
+        self, asker: str, questions: Sequence[Question], *, fence: bool
+    ) -> list[Outcome | Standing | TandemError]:
+        """Answers a participant: what each decision means for it (R4). Makes no RPC."""
+        known = self._known_logs({question.log_id for question in questions})
+        answerable = [question.key for question in questions if question.log_id in known]
+        looked = self.look(answerable, fence=fence) if answerable else {}
+        failpoint("coordinator.after_fence")
+        answers: list[Outcome | Standing | TandemError] = []
+        for question in questions:
+            if question.log_id not in known:
+                answers.append(Standing.WRONG_LOG)
+                continue
+            what = looked[question.key]
+            answers.append(answer_for(what, asker, question.digest) if isinstance(what, Decided) else what)
+        return answers
+
+    def _known_logs(self, log_ids: set[UUID]) -> set[UUID]:
+        """Those that are or were this log's own id: former ones are still answered for (R17)."""
+        with owned(self.engine) as connection:
+            return set(connection.execute(sa.select(log.c.log_id).where(log.c.log_id.in_(log_ids))).scalars())
+
+    def _fence(self, keys: Sequence[TransactionKey]) -> list[Decided | Standing]:
+        """Writes `aborted` where nothing is, then reads in a second statement what is there now (R4)."""
+        asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
+        chosen = (
+            sa.select(
+                asked.c.coordinator,
+                asked.c.transaction_id,
+                sa.literal(Outcome.ABORTED.value),
+                sa.literal_column("'{}'::jsonb"),
+                sa.literal_column("'{}'::text[]"),
+                sa.literal_column("'{}'::jsonb"),
+            )
+            .where(asked.c.id_ms.between(NOW_MS - ms(self._retention_ms - DAY_MS), NOW_MS + ms(DAY_MS)))
+            .order_by(asked.c.coordinator, asked.c.transaction_id)
+        )
+        statement = (
+            insert(d)
+            .from_select(["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked"], chosen)
+            .on_conflict_do_nothing()
+        )
+        rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
+        with local_transaction(self.engine, FENCE_LIMITS) as connection:
+            connection.execute(statement, {"asked": rows})
+            looked = self._read(connection, keys)
+        # Not written and not there: the id is too old, or ahead, or another's row went while we looked.
+        return [Standing.IN_PROGRESS if looked[key] is Standing.UNDECIDED else looked[key] for key in keys]
+
+    def _read(self, connection: Connection, keys: Sequence[TransactionKey]) -> dict[TransactionKey, Decided | Standing]:
+        statement = sa.select(
+            _keys.c.coordinator,
+            _keys.c.transaction_id,
+            d.c.outcome,
+            d.c.participants,
+            d.c.undelivered,
+            NOW_MS.label("now_ms"),
+        ).select_from(
+            _keys.outerjoin(
+                d,
+                sa.and_(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id),
+            )
+        )
+        found: dict[TransactionKey, Decided | Standing] = {}
+        for row in connection.execute(statement, {"keys": [key.row() for key in keys]}):
+            key = TransactionKey(row.coordinator, row.transaction_id)
+            if row.outcome is not None:
+                found[key] = decided_from(row)
+                continue
+            match age(key.transaction_id, now_ms=row.now_ms, retention_ms=self._retention_ms):
+                case Age.EXPIRED:
+                    found[key] = Standing.EXPIRED
+                case Age.AHEAD:
+                    found[key] = Standing.AHEAD
+                case _:
+                    found[key] = Standing.UNDECIDED
+        return found
+
+    # --- delivering -----------------------------------------------------------------------------------------
+
+    def delivered(self, marks: Mapping[str, Sequence[TransactionKey]]) -> None:
+        """Strikes participants that have acknowledged. May be lost: recovery then delivers again."""
+        for participant, keys in sorted(marks.items()):
+            self._mark(
+                keys,
+                _waits_for(participant),
+                undelivered=sa.func.array_remove(d.c.undelivered, participant),
+                last_error=None,
+            )
+
+    def park(self, participant: str, reasons: Mapping[TransactionKey, str]) -> None:
+        """Takes a delivery out of automatic work: a contradiction waits for a person (R5)."""
+        for key, reason in sorted(reasons.items()):
+            self._mark(
+                [key],
+                _waits_for(participant),
+                undelivered=sa.func.array_remove(d.c.undelivered, participant),
+                parked=d.c.parked.op("||")(sa.func.jsonb_build_object(participant, sa.cast(reason, sa.Text))),
+                last_error=reason,
+            )
+
+    def failed(self, keys: Sequence[TransactionKey], reason: str) -> None:
+        """Notes why a delivery did not come about."""
+        self._mark(keys, sa.true(), last_error=reason)
+
+    def retry_now(self, key: TransactionKey) -> None:
+        """Makes an undelivered decision due at once, its parked deliveries included."""
+        self._mark(
+            [key],
+            sa.or_(
+                d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.parked != sa.literal_column("'{}'::jsonb")
+            ),
+            undelivered=sa.func.array_cat(
+                d.c.undelivered,
+                sa.func.coalesce(_names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
+                type_=ARRAY(sa.Text),
+            ),
+            parked=sa.literal_column("'{}'::jsonb"),
+            next_attempt_at=sa.func.now(),
+        )
+
+    def make_due(self, participant: str, within_s: float) -> None:
+        """A peer that answers again: what waited for it is due now (R11)."""
+        statement = (
+            sa.update(d)
+            .where(
+                _waits_for(participant),
+                d.c.undelivered != sa.literal_column("'{}'::text[]"),
+                d.c.attempts > 0,
+                d.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(within_s)),
+            )
+            .values(next_attempt_at=sa.func.now())
+        )
+        with owned(self.engine) as connection:
+            connection.execute(statement)
+
+    def _mark(self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], **values: Any) -> None:
+        if not keys:
+            return
+        statement = (
+            sa.update(d)
+            .where(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id, where)
+            .values(**values)
+        )
+        with owned(self.engine) as connection:
+            connection.execute(statement, {"keys": [key.row() for key in sorted(keys)]})
+
+    # --- for people -----------------------------------------------------------------------------------------
+
+    def get(self, key: TransactionKey) -> Row[Any] | None:
+        """The row of one decision."""
+        with owned(self.engine) as connection:
+            return connection.execute(
+                sa.select(d).where(d.c.coordinator == key.coordinator, d.c.transaction_id == key.transaction_id)
+            ).one_or_none()
+
+    def page(
+        self,
+        *,
+        outcome: Outcome | None = None,
+        undelivered: bool = False,
+        older_than_s: float | None = None,
+        coordinator: str | None = None,
+        size: int = 0,
+        token: str = "",
+    ) -> tuple[Sequence[Row[Any]], str]:
+        """Rows in the order of their keys, and the next page's token.
+
+        undelivered: only those that a participant has not acknowledged, parked ones included.
+        """
+        where: list[sa.ColumnElement[bool]] = []
+        if outcome is not None:
+            where.append(d.c.outcome == outcome.value)
+        if undelivered:
+            where.append(
+                sa.or_(
+                    d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.parked != sa.literal_column("'{}'::jsonb")
+                )
+            )
+        if older_than_s is not None:
+            where.append(d.c.decided_at < sa.func.now() - seconds(older_than_s))
+        if coordinator:
+            where.append(d.c.coordinator == coordinator)
+        return paging.page(self.engine, d, where, size=size, token=token)
+
+    def unknown_participants(self, configured: Iterable[str]) -> set[str]:
+        """Names in undelivered rows that the configuration no longer has (R17)."""
+        names: sa.Select[tuple[Any]] = sa.select(sa.func.unnest(d.c.undelivered)).where(
+            d.c.undelivered != sa.literal_column("'{}'::text[]")
+        )
+        with owned(self.engine) as connection:
+            return set(connection.execute(names.distinct()).scalars()) - set(configured)
+
+
+def _text(constant: str) -> sa.ColumnElement[str]:
+    return sa.literal_column(f"'{constant}'", sa.Text())
+
+
+def _waits_for(participant: str) -> sa.ColumnElement[bool]:
+    return sa.literal(participant) == sa.any_(d.c.undelivered)
+
+
+def _names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+    """The keys of a JSON object as an array; null where it has none."""
+    keys = sa.func.jsonb_object_keys(document).table_valued("name")
+    return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()
+
+
+def decided_from(row: Row[Any]) -> Decided:
+    """A row as a value."""
+    return Decided(
+        Outcome(row.outcome),
+        {name: bytes.fromhex(digest) for name, digest in row.participants.items()},
+        tuple(row.undelivered),
+    )

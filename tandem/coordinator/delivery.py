@@ -1,0 +1,132 @@
+"""Brings committed decisions to the participants: now, in the background, or by recovery. Never raises (R12)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from tandem.coordinator.decision_log import DecisionLog
+from tandem.coordinator.handle import Transaction
+from tandem.coordinator.metrics import CoordinatorMetrics
+from tandem.coordinator.participants import Participants
+from tandem.runtime.batches import DATABASE_ERRORS
+from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
+from tandem.runtime.failpoints import failpoint
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.telemetry import frames, logger
+from tandem.v1 import transaction_pb2
+
+log = logger("tandem.delivery")
+
+QUEUE_LIMIT = 10_000
+"""Transactions that wait to be confirmed in the background; a further one is recovery's."""
+
+BATCH = 500
+BACKGROUND_S = 2.0
+
+Answers = dict[str, dict[TransactionKey, TandemError | None]]
+
+
+class Delivery:
+    """Sends Commit and keeps the log's `undelivered` true."""
+
+    def __init__(self, decision_log: DecisionLog, participants: Participants, metrics: CoordinatorMetrics) -> None:
+        self._log = decision_log
+        self._participants = participants
+        self._metrics = metrics
+
+    def deliver(
+        self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
+    ) -> Answers:
+        """Commits at each participant, strikes those that acknowledged, parks contradictions (R5).
+
+        until: on time.monotonic(). The answers are given back; a mark that gets lost is delivered again by recovery.
+        """
+        answered = {
+            name: dict(zip(asked[name], errors, strict=True))
+            for name, errors in self._participants.commit(asked, by=by, until=until).items()
+        }
+        failpoint("driver.after_commit" if by == transaction_pb2.RESOLVED_BY_COORDINATOR else "recovery.after_commit")
+        try:
+            self._mark(answered)
+        except DATABASE_ERRORS as error:
+            log.warning("deliveries not marked", exception=frames(error))
+        return answered
+
+    def _mark(self, answered: Answers) -> None:
+        self._log.delivered(
+            {name: [key for key, error in some.items() if error is None] for name, some in answered.items()}
+        )
+        for name, some in answered.items():
+            contradictions = {
+                key: error.reason.value for key, error in some.items() if error and error.reason in _PARKING
+            }
+            if contradictions:
+                self._log.park(name, contradictions)
+            for key, reason in contradictions.items():
+                self._metrics.contradictions.labels(reason).inc()
+                log.error("contradiction: delivery parked", transaction=str(key), participant=name, reason=reason)
+
+
+_PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED}
+"""Answers to Commit that no repeat can change (design §2, marked ‡)."""
+
+
+class Confirmer:
+    """The driver's confirm: at once, or from a bounded queue by one thread."""
+
+    def __init__(self, delivery: Delivery, metrics: CoordinatorMetrics) -> None:
+        self._delivery = delivery
+        self._metrics = metrics
+        self._waiting: queue.Queue[Transaction] = queue.Queue(QUEUE_LIMIT)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._closing = threading.Event()
+
+    def now(self, txs: Sequence[Transaction], *, until: float) -> None:
+        """Confirms, waiting for the acknowledgements at most until then."""
+        asked: dict[str, list[TransactionKey]] = {}
+        for tx in txs:
+            for name in tx.undelivered:
+                asked.setdefault(name, []).append(tx.key)
+        if not asked:
+            return
+        try:
+            answers = self._delivery.deliver(asked, by=transaction_pb2.RESOLVED_BY_COORDINATOR, until=until)
+        except Exception as error:  # after the commit point nothing raises; recovery has it
+            log.warning("confirm failed", exception=frames(error))
+            return
+        for tx in txs:
+            tx.undelivered = tuple(
+                name for name in tx.undelivered if name not in answers or answers[name].get(tx.key) is not None
+            )
+
+    def later(self, txs: Sequence[Transaction]) -> None:
+        """Confirms in the background. A full queue drops: recovery has it."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="confirm", daemon=True)
+                self._thread.start()
+        for tx in txs:
+            try:
+                self._waiting.put_nowait(tx)
+            except queue.Full:
+                self._metrics.confirms_dropped.inc()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Confirms what waits, for at most so long."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._waiting.empty()):
+            try:
+                batch = [self._waiting.get(timeout=0.2)]
+            except queue.Empty:
+                continue
+            while len(batch) < BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            self.now(batch, until=time.monotonic() + BACKGROUND_S)

@@ -1,0 +1,43 @@
+"""What the initiator's half counts. Nothing here has an id in a label."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class CoordinatorMetrics:
+    """The counters of one coordinator, in a registry of the process's choice."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.transactions = Counter(
+            "tandem_transactions",
+            "Transactions driven, by how they ended for their caller.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.resolves = Counter("tandem_resolves", "Answers given by Resolve.", ["outcome"], registry=registry)
+        self.contradictions = Counter(
+            "tandem_contradictions",
+            "Two sides that can't both be right (R5). Any is a page.",
+            ["reason"],
+            registry=registry,
+        )
+        self.ended = Counter(
+            "tandem_local_transactions_ended",
+            "Local transactions that the block's own SQL ended: own rows may be durable without a decision (R1).",
+            registry=registry,
+        )
+        self.recovered = Counter("tandem_recovered", "Deliveries made by recovery.", registry=registry)
+        self.recovery_errors = Counter(
+            "tandem_recovery_errors", "Deliveries that recovery had to leave, by reason.", ["reason"], registry=registry
+        )
+        self.recovery_last_success = Gauge(
+            "tandem_recovery_last_success_timestamp_seconds",
+            "When recovery last ran to its end, in s since 1970; 0 before the first time.",
+            registry=registry,
+        )
+        self.confirms_dropped = Counter(
+            "tandem_background_confirms_dropped",
+            "Confirms left to recovery, the queue being full (R12).",
+            registry=registry,
+        )

@@ -1,0 +1,116 @@
+"""Recovery: pushes committed decisions that a participant has not acknowledged (R11).
+
+It makes delivery quick and lets the log be purged; what is in doubt would be ended by the sweepers without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import Row
+
+from tandem.coordinator.decision_log import DecisionLog
+from tandem.coordinator.delivery import Delivery
+from tandem.coordinator.metrics import CoordinatorMetrics
+from tandem.coordinator.participants import Participants
+from tandem.coordinator.tables import decision as d
+from tandem.runtime.claims import Peers, claim
+from tandem.runtime.errors import TandemError
+from tandem.runtime.failpoints import failpoint
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.telemetry import logger
+from tandem.v1 import transaction_pb2
+
+log = logger("tandem.recovery")
+
+LEASE_S = 5.0
+"""For how long a claimed decision is left alone by others; above one delivery."""
+
+DELIVER_S = 2.0
+MAX_ROUNDS = 100
+
+
+class Recovery:
+    """`run_once()` takes what is due and delivers it.
+
+    batch: decisions a claim. clock: wall time in s, for the last-success gauge only.
+    """
+
+    def __init__(
+        self,
+        decision_log: DecisionLog,
+        participants: Participants,
+        metrics: CoordinatorMetrics,
+        *,
+        batch: int = 500,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = decision_log
+        self._names = participants.names
+        self._delivery = Delivery(decision_log, participants, metrics)
+        self._metrics = metrics
+        self._batch = batch
+        self._clock = clock
+        self._peers = Peers()
+
+    def run_once(self) -> int:
+        """One run: how many deliveries it made. Raises only if the own database can't serve."""
+        made = 0
+        for participant in self._peers.due_probes():
+            made += self._run([participant], limit=1)[1]
+        for _ in range(MAX_ROUNDS):
+            healthy = sorted(self._names - set(self._peers.failing()))
+            if not healthy:
+                break
+            claimed, some = self._run(healthy, limit=self._batch)
+            made += some
+            if claimed < self._batch:
+                break
+        self._metrics.recovery_last_success.set(self._clock())
+        return made
+
+    def _run(self, peers: Sequence[str], *, limit: int) -> tuple[int, int]:
+        """Claims once and delivers to these peers: (claimed, delivered)."""
+        waiting_for = sa.cast(sa.literal(list(peers)), ARRAY(sa.Text))
+        due = [d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.undelivered.overlap(waiting_for)]
+        rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S)
+        failpoint("recovery.after_claim")
+        asked: dict[str, list[TransactionKey]] = {}
+        for row in rows:
+            for participant in _undelivered(row):
+                if participant in peers:
+                    asked.setdefault(participant, []).append(TransactionKey(row.coordinator, row.transaction_id))
+        made = 0
+        if asked:
+            answers = self._delivery.deliver(
+                asked, by=transaction_pb2.RESOLVED_BY_RECOVERY, until=time.monotonic() + DELIVER_S
+            )
+            for participant, some in answers.items():
+                made += self._note(participant, some)
+        return len(rows), made
+
+    def _note(self, participant: str, answers: dict[TransactionKey, TandemError | None]) -> int:
+        failed = {key: error for key, error in answers.items() if error is not None}
+        made = len(answers) - len(failed)
+        self._metrics.recovered.inc(made)
+        for key, error in failed.items():
+            self._metrics.recovery_errors.labels(error.reason.value).inc()
+            self._log.failed([key], error.reason.value)
+        if failed and not made:
+            self._peers.failed(participant)
+            log.warning(
+                "participant did not acknowledge",
+                participant=participant,
+                decisions=len(failed),
+                reasons=sorted({error.reason.value for error in failed.values()}),
+            )
+        elif self._peers.answered(participant):
+            self._log.make_due(participant, LEASE_S)
+        return made
+
+
+def _undelivered(row: Row[tuple[object, ...]]) -> list[str]:
+    return list(row.undelivered)

@@ -1,0 +1,44 @@
+"""The participant's table: one row a transaction."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "p001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Creates twophase.prepared_transaction."""
+    op.create_table(
+        "prepared_transaction",
+        sa.Column("coordinator", sa.Text, primary_key=True),
+        sa.Column("transaction_id", sa.Uuid, primary_key=True),
+        sa.Column("log_id", sa.Uuid, comment="the initiator's decision log; null where an Abort came first"),
+        sa.Column("digests", sa.LargeBinary, nullable=False, comment="32 bytes a write"),
+        sa.Column("staged", sa.Integer, nullable=False, comment="rows staged: Commit must publish as many"),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("confirmed", sa.Boolean, nullable=False, comment="the coordinator's own decision stands behind it"),
+        sa.Column("prepared_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("resolved_at", sa.DateTime(timezone=True)),
+        sa.Column("resolved_by", sa.Text),
+        sa.Column("parked", sa.Text, comment="why it waits for a person"),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("next_attempt_at", sa.DateTime(timezone=True), comment="all that the sweeper looks at"),
+        sa.Column("last_error", sa.Text),
+        sa.CheckConstraint("state IN ('prepared', 'committed', 'aborted')", name="prepared_transaction_state"),
+        sa.CheckConstraint("state <> 'prepared' OR NOT confirmed", name="prepared_transaction_confirmed"),
+        schema="twophase",
+    )
+    # A sweep costs what is due, not what is stored.
+    op.create_index(
+        "prepared_transaction_due",
+        "prepared_transaction",
+        ["next_attempt_at"],
+        schema="twophase",
+        postgresql_where=sa.text("NOT confirmed"),
+    )
+
+
+def downgrade() -> None:
+    """Refused: the rows are promises."""
+    raise NotImplementedError("a participant's promises can't be migrated away")

@@ -1,0 +1,483 @@
+"""Prepare, commit and abort: a batch each, one local transaction each, and no RPC inside it.
+
+R7 everywhere: the transactions' rows are changed in one statement, their entities in a later one of the same READ
+COMMITTED local transaction, and only for the ids that the first returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import sqlalchemy as sa
+from google.protobuf.any_pb2 import Any
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Connection, Engine
+
+from tandem.participant.metrics import ParticipantMetrics
+from tandem.participant.resource import HeldBy, Refused, Resource, Staging, Write
+from tandem.participant.tables import prepared_transaction as t
+from tandem.participant.transaction import Act, Held, ResolvedBy, State, Verdict, on_abort, on_commit, on_prepare
+from tandem.runtime.batches import redo
+from tandem.runtime.database import KEY_COLUMNS, NOW_MS, local_transaction, ms, records, seconds
+from tandem.runtime.digest import differing, transaction_digest, write_digests
+from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.failpoints import failpoint
+from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.telemetry import logger
+from tandem.runtime.times import Times
+
+log = logger("tandem.participant")
+
+MAX_STAGE_ROUNDS = 3
+"""How often staging is repeated for those that were in the way of each other inside one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One Prepare. ttl_s and driver_deadline_s in seconds; writes as they came, since their bytes make the digest."""
+
+    key: TransactionKey
+    log_id: UUID
+    ttl_s: float
+    driver_deadline_s: float
+    writes: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Yes:
+    """A yes vote: a promise, durable before it is given (R15)."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An Ask whose shape is right."""
+
+    ask: Ask
+    digests: bytes
+    writes: Sequence[Write]
+
+    @property
+    def key(self) -> TransactionKey:
+        return self.ask.key
+
+    def row(self) -> dict[str, object]:
+        return {
+            **self.key.row(),
+            "log_id": str(self.ask.log_id),
+            "digests": self.digests.hex(),
+            "staged": sum(write.rows for write in self.writes),
+            "ttl_s": self.ask.ttl_s,
+            "id_ms": id_time_ms(self.key.transaction_id),
+        }
+
+
+@dataclass
+class _Read:
+    """What the database holds for some keys, and its clock."""
+
+    held: dict[TransactionKey, Held] = field(default_factory=dict)
+    now_ms: int = 0
+
+
+_keys = records("keys", KEY_COLUMNS)
+
+
+class Participant:
+    """One service's participant: prepares, commits and aborts batches of transactions.
+
+    name: its configured name, which the vote returns and coordinators know it by.
+    coordinators: the names it believes. Every function answers each item by itself, in the order asked, and may be
+    called again with the same items, in any order, any number of times.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        resource: Resource,
+        coordinators: Collection[str],
+        times: Times,
+        metrics: ParticipantMetrics,
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self.coordinators = frozenset(coordinators)
+        self.times = times.check()
+        self.metrics = metrics
+        self._resource = resource
+
+    def __repr__(self) -> str:
+        return f"Participant({self.name!r}, coordinators={sorted(self.coordinators)})"
+
+    def prepare(self, asks: Sequence[Ask]) -> list[Yes | TandemError]:
+        """Stages what is asked, durably; a yes vote or the reason of a no vote each (R6)."""
+        ready: dict[TransactionKey, _Ready] = {}
+        answers: list[Yes | TandemError | None] = []
+        for ask in asks:
+            try:
+                if ask.key in ready:
+                    raise InvalidRequest(
+                        [Violation("key", "appears twice in the batch")], reason=Reason.DUPLICATE_IN_BATCH
+                    )
+                ready[ask.key] = self._ready(ask)
+                answers.append(None)
+            except InvalidRequest as error:
+                answers.append(error)
+        order = sorted(ready)
+        done = dict(zip(order, redo([ready[key] for key in order], self._prepare), strict=True))
+        result = [done[ask.key] if answer is None else answer for ask, answer in zip(asks, answers, strict=True)]
+        for answer in result:
+            if isinstance(answer, Yes):
+                self.metrics.votes.labels("yes", "").inc()
+            else:
+                self.metrics.votes.labels("no", answer.reason.value).inc()
+        return result
+
+    def commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
+        """Publishes what was staged; None where that is done, now or before."""
+        return self._end(keys, by, self._commit)
+
+    def abort(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
+        """Discards what was staged, or leaves a tombstone; None where that is done, now or before."""
+        return self._end(keys, by, self._abort)
+
+    # --- prepare ------------------------------------------------------------------------------------------
+
+    def _ready(self, ask: Ask) -> _Ready:
+        """Everything that needs no database. Raises InvalidRequest."""
+        self._check_coordinator(ask.key)
+        if not ask.ttl_s > self.times.push_after_s:
+            raise InvalidRequest([Violation("ttl", f"must be above push_after, {self.times.push_after_s:g} s")])
+        if not ask.driver_deadline_s < self.times.push_after_s:
+            raise InvalidRequest(
+                [Violation("driver_deadline", f"must be below push_after, {self.times.push_after_s:g} s")]
+            )
+        if not ask.writes:
+            raise InvalidRequest([Violation("writes", "must hold at least one write")])
+        writes: list[Write] = []
+        for position, write in enumerate(ask.writes):
+            try:
+                writes.append(self._resource.parse(write))
+            except InvalidRequest as error:
+                raise error.below(f"writes[{position}]") from None
+        return _Ready(ask, write_digests(ask.writes), writes)
+
+    def _prepare(self, batch: Sequence[_Ready]) -> list[Yes | TandemError]:
+        """One local transaction: the transactions' rows, then their entities (R7)."""
+        answers: dict[TransactionKey, Yes | TandemError] = {}
+        with local_transaction(self.engine) as connection:
+            inserted = self._insert(connection, batch)
+            read = self._read(connection, [r.key for r in batch if r.key not in inserted])
+            for r in batch:
+                if r.key not in inserted:
+                    answers[r.key] = self._answer_again(r, read)
+            fresh = [r for r in batch if r.key in inserted]
+            if fresh:
+                failpoint("participant.before_stage")
+                answers |= self._stage(connection, fresh)
+                failpoint("participant.after_stage")
+        failpoint("participant.after_prepare")
+        return [answers[r.key] for r in batch]
+
+    def _insert(self, connection: Connection, batch: Sequence[_Ready]) -> set[TransactionKey]:
+        """Writes the rows of those whose id is neither expired nor ahead and that aren't there yet."""
+        asked = records(
+            "asked",
+            {**KEY_COLUMNS, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Float(),
+             "id_ms": sa.BigInteger()},
+        )  # fmt: skip
+        chosen = (
+            sa.select(
+                asked.c.coordinator,
+                asked.c.transaction_id,
+                asked.c.log_id,
+                sa.func.decode(asked.c.digests, "hex"),
+                asked.c.staged,
+                sa.literal(State.PREPARED.value),
+                sa.false(),
+                sa.func.now() + seconds(asked.c.ttl_s),
+            )
+            .where(self._age_is_fine(asked.c.id_ms))
+            .order_by(asked.c.coordinator, asked.c.transaction_id)
+        )
+        statement = (
+            insert(t)
+            .from_select(
+                ["coordinator", "transaction_id", "log_id", "digests", "staged", "state", "confirmed",
+                 "next_attempt_at"],
+                chosen,
+            )
+            .on_conflict_do_nothing()
+            .returning(t.c.coordinator, t.c.transaction_id)
+        )  # fmt: skip
+        return _keys_of(connection.execute(statement, {"asked": [r.row() for r in batch]}))
+
+    def _answer_again(self, ready: _Ready, read: _Read) -> Yes | TandemError:
+        """The answer for a transaction whose row was not ours to write."""
+        held = read.held.get(ready.key)
+        verdict = on_prepare(held, self._age(ready.key, read), log_id=ready.ask.log_id, digests=ready.digests)
+        if verdict is Act.ANSWER_OK:
+            return Yes(transaction_digest(ready.digests))
+        if isinstance(verdict, Act):
+            return _in_progress(ready.key)
+        metadata: dict[str, str] = {}
+        message = _SENTENCES[verdict]
+        if verdict is Reason.TRANSACTION_REUSED and held is not None:
+            positions = ",".join(map(str, differing(held.digests, ready.digests)))
+            metadata = {"writes": positions}
+            message += f": writes {positions} differ" if positions else ": it belongs to another decision log"
+        return TandemError(message, reason=verdict, transaction_id=ready.key.transaction_id, metadata=metadata)
+
+    def _stage(self, connection: Connection, fresh: Sequence[_Ready]) -> Mapping[TransactionKey, Yes | TandemError]:
+        """Stages the entities; of a transaction that gets a no vote nothing stays, its own row included."""
+        answers: dict[TransactionKey, Yes | TandemError] = {}
+        pending = list(fresh)
+        for _ in range(MAX_STAGE_ROUNDS):
+            staged = self._resource.stage(connection, [Staging(r.key, r.writes) for r in pending])
+            refused: set[TransactionKey] = set()
+            for r, answer in zip(pending, staged, strict=True):
+                match answer:
+                    case Refused(error):
+                        answers[r.key] = _of(error, r.key)
+                        refused.add(r.key)
+                    case HeldBy(holder):
+                        answers[r.key] = _held(r.key, holder)
+                        refused.add(r.key)
+                    case _:
+                        answers[r.key] = Yes(transaction_digest(r.digests))
+            if not refused:
+                break
+            self._resource.discard(connection, sorted(refused))
+            # What a refused neighbour held is free again: those that it was in the way of get another chance.
+            again = {
+                r.key
+                for r, answer in zip(pending, staged, strict=True)
+                if isinstance(answer, HeldBy) and answer.key in refused
+            }
+            if not again:
+                break
+            pending = [r for r in pending if r.key in again]
+        no = [key for key, answer in answers.items() if not isinstance(answer, Yes)]
+        if no:
+            connection.execute(sa.delete(t).where(*_matches(_keys)), {"keys": [key.row() for key in no]})
+        return answers
+
+    # --- commit and abort -----------------------------------------------------------------------------------
+
+    def _end(
+        self,
+        keys: Sequence[TransactionKey],
+        by: ResolvedBy,
+        work: Callable[[Sequence[TransactionKey], ResolvedBy], list[TandemError | None]],
+    ) -> list[TandemError | None]:
+        wrong: dict[TransactionKey, TandemError] = {}
+        for key in keys:
+            try:
+                self._check_coordinator(key)
+            except TandemError as error:
+                wrong[key] = error
+        rest = sorted({key for key in keys if key not in wrong})
+        done = dict(zip(rest, redo(rest, lambda batch: work(batch, by)), strict=True))
+        answers = [wrong[key] if key in wrong else done[key] for key in keys]
+        for key, answer in zip(keys, answers, strict=True):
+            if answer is not None and (answer.reason in CONTRADICTIONS or answer.reason is _MISMATCH):
+                self.metrics.contradictions.labels(answer.reason.value).inc()
+                log.error("contradiction", transaction=str(key), reason=answer.reason.value, by=by.value)
+        return answers
+
+    def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
+        with local_transaction(self.engine) as connection:
+            changed = self._resolve(connection, keys, State.COMMITTED, by)
+            read = self._read(connection, [key for key in keys if key not in changed])
+            if changed:
+                failpoint("participant.before_publish")
+                self._apply(connection, changed, self._resource.publish)
+        failpoint("participant.after_commit")
+        if changed:
+            self.metrics.outcomes.labels(State.COMMITTED.value, by.value).inc(len(changed))
+        return [
+            None if key in changed else self._ended(key, on_commit(read.held.get(key), self._age(key, read)))
+            for key in keys
+        ]
+
+    def _abort(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
+        with local_transaction(self.engine) as connection:
+            changed = self._resolve(connection, keys, State.ABORTED, by)
+            rest = [key for key in keys if key not in changed]
+            buried = self._bury(connection, rest, by) if rest else set()
+            read = self._read(connection, [key for key in rest if key not in buried])
+            if changed:
+                self._apply(connection, changed, self._resource.discard)
+        if changed:
+            self.metrics.outcomes.labels(State.ABORTED.value, by.value).inc(len(changed))
+        return [
+            None
+            if key in changed or key in buried
+            else self._ended(key, on_abort(read.held.get(key), self._age(key, read)))
+            for key in keys
+        ]
+
+    def _resolve(
+        self, connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
+    ) -> dict[TransactionKey, int]:
+        """Ends the prepared ones, in key order; how many rows each had staged."""
+        locked = (
+            sa.select(t.c.coordinator, t.c.transaction_id)
+            .join(_keys, sa.and_(*_matches(_keys)))
+            .where(t.c.state == State.PREPARED.value)
+            .order_by(t.c.coordinator, t.c.transaction_id)
+            .with_for_update(of=t)
+            .cte("locked")
+        )
+        statement = (
+            sa.update(t)
+            .where(*_matches(locked), t.c.state == State.PREPARED.value)
+            .values(
+                state=state.value,
+                confirmed=True,
+                resolved_at=sa.func.now(),
+                resolved_by=by.value,
+                parked=None,
+                next_attempt_at=None,
+                last_error=None,
+            )
+            .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
+        )
+        rows = connection.execute(statement, {"keys": [key.row() for key in keys]})
+        return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
+
+    def _bury(self, connection: Connection, keys: Sequence[TransactionKey], by: ResolvedBy) -> set[TransactionKey]:
+        """A tombstone for each unknown transaction, so that a Prepare that comes late is refused."""
+        asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
+        chosen = (
+            sa.select(
+                asked.c.coordinator,
+                asked.c.transaction_id,
+                sa.literal(b"", sa.LargeBinary),
+                sa.literal(0),
+                sa.literal(State.ABORTED.value),
+                sa.true(),
+                sa.func.now(),
+                sa.literal(by.value),
+            )
+            .where(self._age_is_fine(asked.c.id_ms))
+            .order_by(asked.c.coordinator, asked.c.transaction_id)
+        )
+        statement = (
+            insert(t)
+            .from_select(
+                ["coordinator", "transaction_id", "digests", "staged", "state", "confirmed", "resolved_at",
+                 "resolved_by"],
+                chosen,
+            )
+            .on_conflict_do_nothing()
+            .returning(t.c.coordinator, t.c.transaction_id)
+        )  # fmt: skip
+        rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
+        return _keys_of(connection.execute(statement, {"asked": rows}))
+
+    def _apply(
+        self,
+        connection: Connection,
+        changed: Mapping[TransactionKey, int],
+        work: Callable[[Connection, Sequence[TransactionKey]], Mapping[TransactionKey, int]],
+    ) -> None:
+        """Publishes or discards; raises, which rolls everything back, unless each count is the one that was staged."""
+        counts = work(connection, sorted(changed))
+        for key, staged in changed.items():
+            if counts.get(key, 0) != staged:
+                raise TandemError(
+                    f"staged {staged} rows, found {counts.get(key, 0)}",
+                    reason=_MISMATCH,
+                    transaction_id=key.transaction_id,
+                )
+
+    def _ended(self, key: TransactionKey, verdict: Verdict) -> TandemError | None:
+        """The answer for a transaction that no statement changed."""
+        if verdict is Act.ANSWER_OK:
+            return None
+        if isinstance(verdict, Act):
+            # Prepared now, but not when the UPDATE looked: another one is working on it.
+            return _in_progress(key)
+        return TandemError(_SENTENCES[verdict], reason=verdict, transaction_id=key.transaction_id)
+
+    # --- shared ---------------------------------------------------------------------------------------------
+
+    def _check_coordinator(self, key: TransactionKey) -> None:
+        if key.coordinator not in self.coordinators:
+            raise InvalidRequest(
+                [Violation("key.coordinator", f"is not a coordinator that {self.name} is configured to believe")],
+                reason=Reason.COORDINATOR_UNKNOWN,
+            )
+
+    def _read(self, connection: Connection, keys: Sequence[TransactionKey]) -> _Read:
+        """What is held for these keys, in a statement of its own, and the database's clock (R13)."""
+        if not keys:
+            return _Read()
+        statement = sa.select(
+            _keys.c.coordinator, _keys.c.transaction_id, t.c.state, t.c.log_id, t.c.digests, NOW_MS.label("now_ms")
+        ).select_from(_keys.outerjoin(t, sa.and_(*_matches(_keys))))
+        read = _Read()
+        for row in connection.execute(statement, {"keys": [key.row() for key in keys]}):
+            read.now_ms = row.now_ms
+            if row.state is not None:
+                key = TransactionKey(row.coordinator, row.transaction_id)
+                read.held[key] = Held(State(row.state), row.log_id, bytes(row.digests))
+        return read
+
+    def _age(self, key: TransactionKey, read: _Read) -> Age:
+        return age(key.transaction_id, now_ms=read.now_ms, retention_ms=self.times.retention_ms)
+
+    def _age_is_fine(self, id_ms: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        """`identifiers.age`, inside the statement that writes (R14)."""
+        return id_ms.between(NOW_MS - ms(self.times.retention_ms - DAY_MS), NOW_MS + ms(DAY_MS))
+
+
+_MISMATCH = Reason.PUBLISHED_NOT_STAGED
+
+_SENTENCES = {
+    Reason.TRANSACTION_UNKNOWN: "nothing was ever prepared here for this transaction",
+    Reason.TRANSACTION_REUSED: "the transaction was prepared with other content",
+    Reason.TRANSACTION_ABORTED: "the transaction is aborted here",
+    Reason.TRANSACTION_EXPIRED: "the transaction_id is older than the retention allows",
+    Reason.TRANSACTION_AHEAD: "the transaction_id lies more than a day in the future: check the initiator's clock",
+    Reason.ALREADY_COMMITTED: "the transaction is committed here",
+    Reason.ALREADY_ABORTED: "the transaction is aborted here",
+}
+
+
+def _matches(keys: sa.FromClause) -> Iterable[sa.ColumnElement[bool]]:
+    return (t.c.coordinator == keys.c.coordinator, t.c.transaction_id == keys.c.transaction_id)
+
+
+def _keys_of(rows: Iterable[sa.Row[tuple[str, UUID]]]) -> set[TransactionKey]:
+    return {TransactionKey(row.coordinator, row.transaction_id) for row in rows}
+
+
+def _in_progress(key: TransactionKey) -> TandemError:
+    return TandemError(
+        "another call is working on this transaction: ask again",
+        reason=Reason.IN_PROGRESS,
+        transaction_id=key.transaction_id,
+        retry_after_s=0.1,
+    )
+
+
+def _held(key: TransactionKey, holder: TransactionKey) -> TandemError:
+    return TandemError(
+        "another transaction in progress holds what this one needs",
+        reason=Reason.HELD,
+        transaction_id=key.transaction_id,
+        retry_after_s=1.0,
+        metadata={"held_by_coordinator": holder.coordinator, "held_by_transaction_id": str(holder.transaction_id)},
+    )
+
+
+def _of(error: TandemError, key: TransactionKey) -> TandemError:
+    error.transaction_id = key.transaction_id
+    return error

@@ -1,0 +1,120 @@
+"""Asks coordinators, by their configured names, what they decided; and applies what they answer.
+
+The sweeper comes through here, and so do readers and a Prepare that pushes: nothing has a road of its own. No local
+transaction is open while a coordinator is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+import grpc
+
+from tandem.participant.participant import Participant
+from tandem.participant.transaction import ResolvedBy
+from tandem.runtime.channel import open_channel
+from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.status import from_rpc_error, from_status
+from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
+
+
+class Outcome(StrEnum):
+    """What a coordinator answers (design §2, the table of the decision log)."""
+
+    UNDECIDED = "undecided"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    IN_PROGRESS = "in_progress"
+    EXPIRED = "expired"
+    WRONG_LOG = "wrong_log"
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """A prepared transaction: what the coordinator must be told to answer for it (R4)."""
+
+    key: TransactionKey
+    log_id: UUID
+    digest: bytes
+
+
+class Resolver:
+    """Clients of the coordinators.
+
+    coordinators: name → gRPC target; only these are believed.
+    timeout_s: the deadline of one Resolve.
+    """
+
+    def __init__(self, participant: Participant, coordinators: Mapping[str, str], *, timeout_s: float = 3.0) -> None:
+        self._participant = participant
+        self._timeout_s = timeout_s
+        self._channels = {name: open_channel(target) for name, target in coordinators.items()}
+        self._stubs = {
+            name: coordinator_pb2_grpc.CoordinatorServiceStub(channel) for name, channel in self._channels.items()
+        }
+
+    def ask(self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool) -> list[Outcome | TandemError]:
+        """What this coordinator decided for each. Raises TandemError if it can't be asked at all."""
+        stub = self._stubs.get(coordinator)
+        if stub is None:
+            raise TandemError("this coordinator is not configured", reason=Reason.COORDINATOR_UNKNOWN)
+        request = coordinator_pb2.ResolveRequest(participant=self._participant.name, fence=fence)
+        for item in batch:
+            request.items.add(
+                key=transaction_pb2.TransactionKey(
+                    coordinator=item.key.coordinator, transaction_id=str(item.key.transaction_id)
+                ),
+                log_id=str(item.log_id),
+                digest=item.digest,
+            )
+        try:
+            response = stub.Resolve(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        if len(response.results) != len(batch):
+            raise TandemError("the coordinator answered another number of questions", reason=Reason.INTERNAL)
+        return [
+            from_status(result.status) if result.status.code else _OUTCOMES[result.outcome]
+            for result in response.results
+        ]
+
+    def settle(
+        self, batch: Sequence[InDoubt], *, fence: bool, by: ResolvedBy
+    ) -> dict[TransactionKey, Outcome | TandemError]:
+        """Asks for each and applies COMMITTED and ABORTED; anything else changes nothing (R9).
+
+        The batch is one coordinator's. An outcome that could not be applied is answered with the error. Raises
+        TandemError if the coordinator can't be asked.
+        """
+        answers = self.ask(batch[0].key.coordinator, batch, fence=fence)
+        settled = {item.key: answer for item, answer in zip(batch, answers, strict=True)}
+        for outcome, apply in (
+            (Outcome.COMMITTED, self._participant.commit),
+            (Outcome.ABORTED, self._participant.abort),
+        ):
+            keys = [key for key, answer in settled.items() if answer is outcome]
+            if keys:
+                applied = zip(keys, apply(keys, by), strict=True)
+                settled |= {key: error for key, error in applied if error is not None}
+        return settled
+
+    def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels.values():
+            channel.close()
+
+
+_R = coordinator_pb2.ResolveResult
+_OUTCOMES: dict[int, Outcome | TandemError] = {
+    _R.OUTCOME_UNSPECIFIED: TandemError("the coordinator gave no answer", reason=Reason.INTERNAL),
+    _R.OUTCOME_UNDECIDED: Outcome.UNDECIDED,
+    _R.OUTCOME_COMMITTED: Outcome.COMMITTED,
+    _R.OUTCOME_ABORTED: Outcome.ABORTED,
+    _R.OUTCOME_IN_PROGRESS: Outcome.IN_PROGRESS,
+    _R.OUTCOME_EXPIRED: Outcome.EXPIRED,
+    _R.OUTCOME_WRONG_LOG: Outcome.WRONG_LOG,
+}

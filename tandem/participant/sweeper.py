@@ -1,0 +1,150 @@
+"""Ends what is in doubt, by asking for the decision and never by the clock alone (R9).
+
+The clock only says when to ask: COMMITTED rolls forward, ABORTED discards, anything else leaves the row, counts it and
+comes back to it. Any number of sweepers may run (R11).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine, Row
+
+from tandem.participant.metrics import ParticipantMetrics
+from tandem.participant.resolver import InDoubt, Outcome, Resolver
+from tandem.participant.tables import prepared_transaction as t
+from tandem.participant.transaction import ResolvedBy
+from tandem.runtime.claims import Peers, claim
+from tandem.runtime.database import KEY_COLUMNS, owned, records, seconds
+from tandem.runtime.digest import transaction_digest
+from tandem.runtime.errors import TandemError
+from tandem.runtime.failpoints import failpoint
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.telemetry import logger
+
+log = logger("tandem.sweeper")
+
+LEASE_S = 5.0
+"""For how long a claimed row is left alone by others; above one Resolve and its application."""
+
+MAX_ROUNDS = 100
+"""Batches in one run; what is left waits for the next."""
+
+
+class Sweeper:
+    """`run_once()` takes what is due and ends it.
+
+    batch: transactions a claim. clock: wall time in s, for the last-success gauge only.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        metrics: ParticipantMetrics,
+        *,
+        batch: int = 500,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._resolver = resolver
+        self._metrics = metrics
+        self._batch = batch
+        self._clock = clock
+        self._peers = Peers()
+
+    def run_once(self) -> int:
+        """One sweep: how many transactions it ended. Raises only if the own database can't serve."""
+        ended = 0
+        for coordinator in self._peers.due_probes():
+            ended += self._sweep([t.c.coordinator == coordinator], limit=1)[1]
+        for _ in range(MAX_ROUNDS):
+            healthy = t.c.coordinator.not_in(self._peers.failing())
+            claimed, some = self._sweep([healthy], limit=self._batch)
+            ended += some
+            if claimed < self._batch:
+                break
+        self._metrics.sweep_last_success.set(self._clock())
+        return ended
+
+    def _sweep(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int) -> tuple[int, int]:
+        """Claims once and settles what was claimed: (claimed, ended)."""
+        rows = claim(self._engine, t, due=[~t.c.confirmed, t.c.parked.is_(None), *due], limit=limit, lease_s=LEASE_S)
+        self._metrics.sweep_claimed.inc(len(rows))
+        failpoint("sweeper.after_claim")
+        batches: dict[str, list[InDoubt]] = defaultdict(list)
+        for row in rows:
+            batches[row.coordinator].append(_in_doubt(row))
+        ended = 0
+        for coordinator, batch in sorted(batches.items()):
+            ended += self._settle(coordinator, batch)
+        return len(rows), ended
+
+    def _settle(self, coordinator: str, batch: Sequence[InDoubt]) -> int:
+        try:
+            answers = self._resolver.settle(batch, fence=True, by=ResolvedBy.SWEEPER)
+        except TandemError as error:
+            self._peers.failed(coordinator)
+            self._left([item.key for item in batch], error.reason.value)
+            log.warning("coordinator can't be asked", coordinator=coordinator, reason=error.reason.value)
+            return 0
+        if self._peers.answered(coordinator):
+            self._make_due(coordinator)
+        left: dict[str, list[TransactionKey]] = defaultdict(list)
+        for key, answer in answers.items():
+            if answer is Outcome.EXPIRED:
+                self._park(key)
+            if isinstance(answer, TandemError):
+                left[answer.reason.value].append(key)
+            elif answer not in (Outcome.COMMITTED, Outcome.ABORTED):
+                left[answer.value.upper()].append(key)
+        for reason, keys in left.items():
+            self._left(keys, reason)
+        return len(answers) - sum(map(len, left.values()))
+
+    def _left(self, keys: Sequence[TransactionKey], reason: str) -> None:
+        """Leaves them for later, with the reason."""
+        self._metrics.sweep_errors.labels(reason).inc(len(keys))
+        asked = records("keys", KEY_COLUMNS)
+        statement = (
+            sa.update(t)
+            .where(t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id, ~t.c.confirmed)
+            .values(last_error=reason)
+        )
+        with owned(self._engine) as connection:
+            connection.execute(statement, {"keys": [key.row() for key in sorted(keys)]})
+
+    def _park(self, key: TransactionKey) -> None:
+        """R4, last row: no decision and too old for one. Only a person can say what happened."""
+        statement = (
+            sa.update(t)
+            .where(t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id, ~t.c.confirmed)
+            .values(parked=Outcome.EXPIRED.value, next_attempt_at=None)
+        )
+        with owned(self._engine) as connection:
+            connection.execute(statement)
+        log.error("parked: no decision, and its id has expired", transaction=str(key))
+
+    def _make_due(self, coordinator: str) -> None:
+        """A peer that answers again: what waited for it is due now (R11)."""
+        statement = (
+            sa.update(t)
+            .where(
+                t.c.coordinator == coordinator,
+                ~t.c.confirmed,
+                t.c.attempts > 0,
+                t.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(LEASE_S)),
+            )
+            .values(next_attempt_at=sa.func.now())
+        )
+        with owned(self._engine) as connection:
+            connection.execute(statement)
+
+
+def _in_doubt(row: Row[tuple[object, ...]]) -> InDoubt:
+    return InDoubt(
+        TransactionKey(row.coordinator, row.transaction_id), row.log_id, transaction_digest(bytes(row.digests))
+    )

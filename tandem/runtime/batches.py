@@ -1,0 +1,68 @@
+"""How a batch that meets trouble is redone, so that one bad item never fails its neighbours (R7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import psycopg2
+import sqlalchemy as sa
+
+from tandem.runtime.database import explained, is_serialization_failure, sqlstate
+from tandem.runtime.errors import Reason, TandemError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+WHOLE_ATTEMPTS = 3
+"""How often a batch is sent whole when it deadlocks with another."""
+
+DATABASE_ERRORS = (sa.exc.SQLAlchemyError, psycopg2.Error, TandemError)
+
+
+def redo(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], list[Answer]], *, budget_s: float = 5.0
+) -> list[Answer | TandemError]:
+    """`work(items)`, an answer an item; each item whose answer can't be had gets the error instead.
+
+    work: one local transaction; it either commits all its answers or raises and changes nothing.
+    A deadlock or serialization failure redoes the batch whole, then one by one; any other error that a single
+    item can cause goes to one by one at once. A database that is away fails all of them without trying each.
+    budget_s: no item is tried again after this many seconds; those left are IN_PROGRESS.
+    """
+    until = time.monotonic() + budget_s
+    error: Exception | None = None
+    for _ in range(WHOLE_ATTEMPTS):
+        try:
+            return list(work(items))
+        except DATABASE_ERRORS as caught:
+            error = caught
+            if not is_serialization_failure(caught) or time.monotonic() > until:
+                break
+    assert error is not None
+    if len(items) <= 1 or _is_away(error):
+        return [explained(error) for _ in items]
+    answers: list[Answer | TandemError] = []
+    for item in items:
+        if time.monotonic() > until:
+            answers.append(TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1))
+        else:
+            answers.extend(_alone(item, work))
+    return answers
+
+
+def _alone(item: Item, work: Callable[[Sequence[Item]], list[Answer]]) -> Sequence[Answer] | Sequence[TandemError]:
+    for last in (False, True):
+        try:
+            return work([item])
+        except DATABASE_ERRORS as error:
+            if last or not is_serialization_failure(error):
+                return [explained(error)]
+    raise AssertionError("unreachable")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the whole database is the trouble, not an item: a lock or a statement's timeout may be one item's."""
+    one_item = {"55P03", "57014"}
+    return explained(error).reason is Reason.DATABASE_UNAVAILABLE and sqlstate(error) not in one_item

@@ -1,0 +1,89 @@
+"""Settings that every process has: read from the environment, each explained by `--help`, checked at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.times import DAY_S, Times
+
+S = TypeVar("S", bound="ProcessSettings")
+
+
+class ProcessSettings(BaseSettings):
+    """What all three processes share. A subclass sets `env_prefix`."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    listen: str = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
+    database_url: str | None = Field(
+        None, description="PostgreSQL URL (the primary); not set: the embedded PostgreSQL, in `data_folder`"
+    )
+    data_folder: Path | None = Field(
+        None,
+        description="folder of the embedded PostgreSQL, shared by all that name it; not set: one in the user's home",
+    )
+    database_pool: int = Field(16, ge=2, le=200, description="database connections at most")
+    workers: int = Field(32, ge=2, le=512, description="calls that run at the same time")
+    queue: int = Field(
+        256, ge=0, le=10_000, description="calls that wait at the same time; a further one is RESOURCE_EXHAUSTED"
+    )
+    drain_s: float = Field(10.0, ge=0, le=600, description="seconds that running calls get to finish on SIGTERM")
+    metrics_listen: str = Field("127.0.0.1:0", description="host:port of the metrics page; empty: none")
+    reflection: bool = Field(True, description="gRPC reflection; turn it off in production")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="log level")
+    log_json: bool | None = Field(None, description="JSON logs; not set: JSON unless standard error is a terminal")
+
+    prepare_deadline_s: float = Field(2.0, gt=0, description="seconds that all participants together get to vote")
+    block_timeout_s: float = Field(5.0, gt=0, description="seconds that the initiator's own local transaction gets")
+    push_after_s: float = Field(
+        8.0, gt=0, description="seconds after which a new Prepare may push an undecided one aside; above both together"
+    )
+    ttl_s: float = Field(
+        60.0, ge=10, le=DAY_S, description="N: seconds in doubt after which the sweeper asks; above push_after"
+    )
+    retention_days: float = Field(30.0, ge=4, description="days that finished transactions are kept")
+
+    @property
+    def times(self) -> Times:
+        """The times of the protocol, checked against each other."""
+        return Times(
+            prepare_deadline_s=self.prepare_deadline_s,
+            block_timeout_s=self.block_timeout_s,
+            push_after_s=self.push_after_s,
+            ttl_s=self.ttl_s,
+            retention_s=self.retention_days * DAY_S,
+        ).check()
+
+
+def load(kind: type[S], **overrides: Any) -> S:
+    """The settings from the environment. Raises ConfigurationError that names each variable that doesn't fit."""
+    try:
+        settings = kind(**overrides)
+    except ValidationError as error:
+        prefix = kind.model_config.get("env_prefix", "")
+        wrong = "; ".join(f"{prefix}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(wrong) from error
+    settings.times  # noqa: B018 - checks the order of the times
+    return settings
+
+
+def described(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of each setting, for `--help` and docs/configuration.md."""
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    return [
+        (f"{prefix}{name.upper()}", _default(field.default), field.description or "")
+        for name, field in kind.model_fields.items()
+    ]
+
+
+def _default(value: Any) -> str:
+    if value is None or value == {} or value == "":
+        return "not set"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item}" for key, item in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,301 @@
+"""Engines, local transactions that we own from BEGIN to COMMIT, and what a database's errors mean.
+
+Nothing here knows a table. A driver's message never leaves this module: it carries the values of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason, TandemError
+
+SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})
+UNIQUE_VIOLATION = "23505"
+LOCK_NOT_AVAILABLE = "55P03"
+_ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
+_FULL = frozenset({"53100", "53200", "53400"})
+_AWAY = frozenset({"25006", "53300", "57014", "57P01", "57P02", "57P03", "57P05", "25P03", "57P04"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The waits that one local transaction may have, in ms."""
+
+    lock_timeout_ms: int = 1_000
+    statement_timeout_ms: int = 5_000
+    idle_timeout_ms: int = 5_000
+
+
+def normalised_url(url: str | URL) -> URL:
+    """The URL for the psycopg2 driver (SQLAlchemy reads a bare `postgresql://` as psycopg 3)."""
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigurationError("the database URL is not one: postgresql://user@host:port/database is") from None
+    if parsed.get_backend_name() != "postgresql":
+        raise ConfigurationError(f"a PostgreSQL URL is needed, not {parsed.get_backend_name()!r}")
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float = 2.0, name: str = "tandem") -> Engine:
+    """An engine with a bounded pool, READ COMMITTED, and no values in its messages.
+
+    pool_timeout_s: how long a caller waits for a connection before it is told DATABASE_UNAVAILABLE.
+    """
+    return sa.create_engine(
+        normalised_url(url),
+        isolation_level="READ COMMITTED",
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=pool_timeout_s,
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args={
+            "application_name": name,
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 15_000,
+        },
+    )
+
+
+def records(
+    name: str, columns: Mapping[str, sa.types.TypeEngine[Any]], rows: Sequence[Mapping[str, object]] | None = None
+) -> sa.TableValuedAlias:
+    """A parameter called `name` that holds a list of dicts, as a table to join with: one statement for a batch.
+
+    rows: its value, where it isn't given with the execution.
+    """
+    parameter = sa.bindparam(name, type_=JSONB) if rows is None else sa.bindparam(name, rows, type_=JSONB)
+    return (
+        sa.func.jsonb_to_recordset(parameter)
+        .table_valued(*(sa.column(column, type_) for column, type_ in columns.items()))
+        .render_derived(name=name, with_types=True)
+    )
+
+
+def seconds(count: float | sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
+    """So many seconds as an interval."""
+    factor = count if isinstance(count, sa.ColumnElement) else sa.literal_column(repr(float(count)), sa.Float())
+    return sa.literal_column("interval '1 second'", sa.Interval()).op("*", return_type=sa.Interval())(factor)
+
+
+NOW_MS: sa.ColumnElement[int] = sa.cast(sa.extract("epoch", sa.func.now()) * sa.literal_column("1000"), sa.BigInteger)
+"""The database's clock in ms since 1970 (R13)."""
+
+
+def ms(count: int) -> sa.ColumnElement[int]:
+    """A number of ms, written into the statement."""
+    return sa.literal_column(str(int(count)), sa.BigInteger())
+
+
+KEY_COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {"coordinator": sa.Text(), "transaction_id": sa.UUID()}
+
+
+class LocalTransaction:
+    """One local transaction from BEGIN to COMMIT, on a connection that is ours until it ends.
+
+    The connection runs in the driver's autocommit mode and BEGIN is ours, sent with the first statement in one round
+    trip; so COMMIT is ours too, and its answer can be read (R1).
+    """
+
+    def __init__(
+        self, connection: Connection, limits: Limits, *, isolation: str | None, token: str | None = None
+    ) -> None:
+        self.connection = connection
+        self._opening = _opening(limits, isolation, token)
+        self._open = False
+
+    def begin(self) -> None:
+        """Starts it, with its limits. Raises if this isn't the primary (R15)."""
+        row = self.connection.exec_driver_sql(self._opening).one()
+        self._open = True
+        if row.in_recovery:
+            self.rollback()
+            raise DatabaseError("the database is a replica, not the primary", reason=Reason.DATABASE_UNAVAILABLE)
+
+    @property
+    def intact(self) -> bool:
+        """Whether libpq is inside an open and healthy transaction."""
+        raw = _raw(self.connection)
+        return (
+            raw is not None
+            and raw.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+            and not raw.closed
+        )
+
+    def commit(self) -> None:
+        """Commits. Raises CommitNotConfirmed unless libpq was INTRANS and the server said COMMIT (R1)."""
+        if not self.intact:
+            self.rollback()
+            raise CommitNotConfirmed
+        result = self.connection.exec_driver_sql("COMMIT")
+        self._open = False
+        if result.context is None or result.context.cursor.statusmessage != "COMMIT":
+            raise CommitNotConfirmed
+
+    def rollback(self) -> None:
+        """Rolls back, or drops the connection where that can't be done. Never raises."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self.connection.exec_driver_sql("ROLLBACK")
+        except (sa.exc.SQLAlchemyError, psycopg2.Error):
+            drop(self.connection)
+
+
+class CommitNotConfirmed(Exception):
+    """COMMIT was not sent, or the server did not answer COMMIT."""
+
+
+@contextmanager
+def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[Connection]:
+    """A local transaction of our own: durable (R15), READ COMMITTED, bounded. Commits at the end, or rolls back."""
+    transaction = begin(engine, limits or Limits())
+    try:
+        yield transaction.connection
+        transaction.commit()
+    except CommitNotConfirmed as error:
+        raise DatabaseError("the database did not confirm the commit", reason=Reason.DATABASE_UNAVAILABLE) from error
+    except Exception:
+        transaction.rollback()
+        raise
+    except BaseException:
+        drop(transaction.connection)
+        raise
+    finally:
+        transaction.connection.close()
+
+
+def begin(
+    engine: Engine, limits: Limits, *, isolation: str | None = "READ COMMITTED", token: str | None = None
+) -> LocalTransaction:
+    """A begun local transaction on a connection of its own, which the caller closes.
+
+    isolation: None for the server's default. A pooled connection that has died meanwhile is replaced once: nothing
+    was sent on it yet.
+    """
+    for last in (False, True):
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        transaction = LocalTransaction(connection, limits, isolation=isolation, token=token)
+        try:
+            transaction.begin()
+        except BaseException as error:
+            connection.close()
+            if last or not (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+                raise
+        else:
+            return transaction
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def owned(engine: Engine) -> Iterator[Connection]:
+    """A connection in the driver's autocommit mode: single statements, or a LocalTransaction."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+def drop(connection: Connection) -> None:
+    """Throws the connection away: whatever is open on it ends with it."""
+    if not connection.closed and not connection.invalidated:
+        connection.invalidate()
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """The SQLSTATE of a database error, if it came from the server."""
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return original.pgcode if isinstance(original, psycopg2.Error) else None
+
+
+def constraint(error: BaseException | None) -> str | None:
+    """The name of the constraint that a statement violated."""
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return original.diag.constraint_name if isinstance(original, psycopg2.Error) else None
+
+
+def is_serialization_failure(error: BaseException) -> bool:
+    """40001 or 40P01: the same statements may succeed when they are sent again (R7)."""
+    return sqlstate(error) in SERIALIZATION_FAILURES
+
+
+def explained(error: Exception) -> TandemError:
+    """A database error in our own words: which kind it is, and nothing that it carried."""
+    if isinstance(error, TandemError):
+        return error
+    state = sqlstate(error)
+    if isinstance(error, sa.exc.TimeoutError):
+        return DatabaseError(
+            "no database connection was free in time", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1
+        )
+    if state == LOCK_NOT_AVAILABLE:
+        return DatabaseError(
+            "another local transaction holds the row: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.2
+        )
+    if state in _FULL:
+        return DatabaseError("the database is out of space or memory", reason=Reason.DATABASE_FULL, retry_after_s=5)
+    if state in _AWAY or state in SERIALIZATION_FAILURES or (state or "").startswith("08"):
+        return DatabaseError(
+            f"the database can't serve now (SQLSTATE {state})", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1
+        )
+    if state is None and isinstance(
+        error, (sa.exc.OperationalError, sa.exc.InterfaceError, psycopg2.OperationalError, psycopg2.InterfaceError)
+    ):
+        return DatabaseError("the database can't be reached", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1)
+    return TandemError(f"unexpected {type(error).__name__}" + (f" (SQLSTATE {state})" if state else ""))
+
+
+def check_server(engine: Engine) -> None:
+    """Refuses a server that can't keep a promise: fsync off, or not the primary (R15)."""
+    try:
+        with owned(engine) as connection:
+            row = connection.exec_driver_sql(
+                "SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS in_recovery"
+            ).one()
+    except sa.exc.SQLAlchemyError as error:
+        raise ConfigurationError(f"{explained(error).message}: check the database URL and the server") from error
+    if row.fsync != "on":
+        raise ConfigurationError("the database runs with fsync=off: a vote would not survive a crash; turn it on")
+    if row.in_recovery:
+        raise ConfigurationError("the database is a replica: give the URL of the primary")
+
+
+def own_isolation(engine: Engine | Connection) -> str | None:
+    """The isolation level that an engine was made with; None for the server's default."""
+    with engine.connect() if isinstance(engine, Engine) else nullcontext(engine) as connection:
+        raw: Any = connection.connection.dbapi_connection
+        return _ISOLATION.get(raw.isolation_level)
+
+
+def _opening(limits: Limits, isolation: str | None, token: str | None) -> str:
+    settings = {
+        "lock_timeout": f"'{int(limits.lock_timeout_ms)}'",
+        "statement_timeout": f"'{int(limits.statement_timeout_ms)}'",
+        "idle_in_transaction_session_timeout": f"'{int(limits.idle_timeout_ms)}'",
+        # R15: raised from off to on; anything stronger is kept.
+        "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+        "ELSE current_setting('synchronous_commit') END",
+    }
+    if token is not None:
+        settings["tandem.token"] = f"'{token}'"
+    chosen = ", ".join(f"set_config('{name}', {value}, true)" for name, value in settings.items())
+    level = f" ISOLATION LEVEL {isolation}" if isolation else ""
+    return f"BEGIN{level}; SELECT {chosen}, pg_is_in_recovery() AS in_recovery"
+
+
+def _raw(connection: Connection) -> Any | None:
+    if connection.closed or connection.invalidated:
+        return None
+    return connection.connection.dbapi_connection

@@ -1,0 +1,53 @@
+"""Pages of transactions in the order of their keys: how a token says where the last page ended."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine, Row
+
+from tandem.runtime.database import owned
+from tandem.runtime.errors import InvalidRequest, Violation
+from tandem.runtime.identifiers import TransactionKey
+
+DEFAULT_SIZE = 100
+
+
+def page(
+    engine: Engine, table: sa.Table, where: Sequence[sa.ColumnElement[bool]], *, size: int, token: str
+) -> tuple[Sequence[Row[Any]], str]:
+    """Up to `size` rows (0: DEFAULT_SIZE) in the order of (coordinator, transaction_id), and the next page's token.
+
+    The token is "" where this was the last page. Raises InvalidRequest for a token that isn't ours.
+    """
+    size = size or DEFAULT_SIZE
+    key = (table.c.coordinator, table.c.transaction_id)
+    statement = sa.select(table).where(*where).order_by(*key).limit(size + 1)
+    if token:
+        after = _read(token)
+        statement = statement.where(
+            sa.tuple_(*key) > sa.tuple_(sa.literal(after.coordinator), sa.literal(after.transaction_id))
+        )
+    with owned(engine) as connection:
+        rows = connection.execute(statement).all()
+    if len(rows) <= size:
+        return rows, ""
+    last = rows[size - 1]
+    return rows[:size], _write(TransactionKey(last.coordinator, last.transaction_id))
+
+
+def _write(last: TransactionKey) -> str:
+    return base64.urlsafe_b64encode(str(last).encode()).decode()
+
+
+def _read(token: str) -> TransactionKey:
+    try:
+        coordinator, _, transaction_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition("/")
+        return TransactionKey(coordinator, UUID(transaction_id))
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest([Violation("page_token", "is not a token of this service")]) from error

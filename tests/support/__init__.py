@@ -1,0 +1,1 @@
+"""What tests stand on: a toy participant, real databases and servers, small helpers."""
