@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tandem.runtime.postgres import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_logs() -> None:
+    """What fails says so by its assertion; log lines of thousands of races would bury it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from uuid_utils.compat import uuid7
 from tandem.coordinator import verdicts
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.delivery import Confirmer, Delivery
-from tandem.coordinator.errors import LocalTransactionEnded, Unavailable
+from tandem.coordinator.errors import LocalTransactionEnded, TransactionExpired, TransactionReused, Unavailable
 from tandem.coordinator.handle import Batch, Transaction
 from tandem.coordinator.local import LocalBlock
 from tandem.coordinator.local import using as local_using
@@ -320,8 +320,8 @@ class Coordinator:
             raise InvalidRequest([Violation("branches", "needs a participant, and each of them a write")])
 
     def _after_refusal(self, refused: Sequence[Transaction]) -> None:
-        """Takes back what the others have staged; not where the id is another's transaction (R6)."""
-        mine = [tx for tx in refused if tx.error is not None and tx.error.reason is not Reason.TRANSACTION_REUSED]
+        """Takes back what the others have staged; not where the id is another's, or too old (R6)."""
+        mine = [tx for tx in refused if not isinstance(tx.error, TransactionReused | TransactionExpired)]
         self._give_up([tx for tx in mine if tx.own_id])
         self._settle([tx for tx in mine if not tx.own_id])
         self._send_abort([tx for tx in mine if not tx.own_id and tx.phase is Phase.ABORTED])

@@ -165,6 +165,10 @@ class UsingSession:
             )
         if session.twophase:
             raise LocalTransactionRefused("a Session with twophase=True can't carry the commit point")
+        if type(session).get_bind is not Session.get_bind:
+            raise LocalTransactionRefused(
+                "a Session that routes by its own get_bind() can't carry the commit point"
+            )
         binds = {id(bind): bind for bind in _binds(session)}
         if len(binds) != 1:
             raise LocalTransactionRefused(
@@ -200,7 +204,7 @@ class UsingSession:
     def guard(self, flag: Callable[[], None]) -> Callable[[], None]:
         """On the Session and on its connection."""
         assert self._connection is not None
-        names = ("commit", "rollback", "close", "reset", "invalidate")
+        names = ("commit", "rollback", "close", "reset")
         for name in names:
             setattr(self._session, name, _raiser(f"Session.{name}"))
         unguard_connection = _guard_connection(self._connection, flag)
@@ -252,8 +256,7 @@ def _check_engine(engine: Engine) -> None:
 
 def _binds(session: Session) -> list[Any]:
     """Every Engine or Connection that the Session may use."""
-    private: dict[Any, Any] = getattr(session, "_Session__binds", {})
-    return [bind for bind in (session.bind, *private.values()) if bind is not None]
+    return [bind for bind in (session.bind, *session.binds.values()) if bind is not None]
 
 
 def _raiser(call: str) -> Callable[..., NoReturn]:
@@ -264,7 +267,7 @@ def _raiser(call: str) -> Callable[..., NoReturn]:
 
 
 def _guard_connection(connection: Connection, flag: Callable[[], None]) -> Callable[[], None]:
-    names = ("commit", "rollback", "close", "invalidate", "detach")
+    names = ("commit", "rollback", "close", "detach")
     for name in names:
         setattr(connection, name, _raiser(f"Connection.{name}"))
 

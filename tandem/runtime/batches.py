@@ -22,7 +22,7 @@ DATABASE_ERRORS = (sa.exc.SQLAlchemyError, psycopg2.Error, TandemError)
 
 
 def redo(
-    items: Sequence[Item], work: Callable[[Sequence[Item]], list[Answer]], *, budget_s: float = 5.0
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Answer]], *, budget_s: float = 5.0
 ) -> list[Answer | TandemError]:
     """`work(items)`, an answer an item; each item whose answer can't be had gets the error instead.
 
@@ -52,7 +52,7 @@ def redo(
     return answers
 
 
-def _alone(item: Item, work: Callable[[Sequence[Item]], list[Answer]]) -> Sequence[Answer] | Sequence[TandemError]:
+def _alone(item: Item, work: Callable[[Sequence[Item]], Sequence[Answer]]) -> Sequence[Answer] | Sequence[TandemError]:
     for last in (False, True):
         try:
             return work([item])

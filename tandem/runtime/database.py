@@ -30,7 +30,9 @@ _AWAY = frozenset({"25006", "53300", "57014", "57P01", "57P02", "57P03", "57P05"
 class Limits:
     """The waits that one local transaction may have, in ms."""
 
-    lock_timeout_ms: int = 1_000
+    # Above PostgreSQL's deadlock_timeout (1 s): a deadlock must be told as one (40P01, redone), not to both sides as a
+    # lock that did not come free.
+    lock_timeout_ms: int = 1_500
     statement_timeout_ms: int = 5_000
     idle_timeout_ms: int = 5_000
 

@@ -1,0 +1,117 @@
+"""The shape rules of the contracts are in force on generated messages; none is a comment nobody reads."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import protovalidate
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.any_pb2 import Any
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from tandem.profiles.v1 import person_pb2
+from tandem.v1 import participant_pb2, transaction_pb2
+
+ROOT = Path(__file__).parents[2]
+GENERATED = sorted((ROOT / "tandem").rglob("*_pb2.py"))
+LOG_ID = "0190a5a0-0000-4000-8000-000000000000"
+KEY = transaction_pb2.TransactionKey(coordinator="identity", transaction_id="0190a5a0-0000-7000-8000-000000000000")
+
+
+def _rules_broken(message: Message) -> set[tuple[str, str]]:
+    """(path of the field, id of the rule) of each violation."""
+    return {(_path(v.proto), v.proto.rule_id or "") for v in protovalidate.collect_violations(message)}
+
+
+def _path(violation: protovalidate.ViolationPb) -> str:
+    elements = violation.field.elements if violation.field else ()
+    return ".".join(f"{e.field_name}{'[]' if e.subscript else ''}" for e in elements)
+
+
+def _messages(descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    for descriptor in descriptors:
+        yield descriptor
+        yield from _messages(descriptor.nested_types)
+
+
+def _all_messages() -> list[Descriptor]:
+    found: list[Descriptor] = []
+    for path in GENERATED:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        file = importlib.import_module(name).DESCRIPTOR
+        found += _messages(file.message_types_by_name.values())
+    return found
+
+
+@pytest.mark.parametrize("descriptor", _all_messages(), ids=lambda d: d.full_name)
+def test_every_rule_compiles(descriptor: Descriptor) -> None:
+    """A mistyped rule or expression raises only when its message is first validated: do it here for each."""
+    protovalidate.collect_violations(message_factory.GetMessageClass(descriptor)())
+
+
+def test_a_good_prepare_breaks_no_rule() -> None:
+    """The counterpart of all that follows: rules are not simply always broken."""
+    assert _rules_broken(_prepare()) == set()
+
+
+def test_required_and_bounded_fields() -> None:
+    """`required`, string patterns, durations and the size of a list, also in a nested message."""
+    assert _rules_broken(participant_pb2.PrepareRequest()) >= {
+        ("key", "required"),
+        ("ttl", "required"),
+        ("writes", "repeated.min_items"),
+    }
+    bad = _prepare()
+    bad.key.transaction_id = "0190A5A0-0000-4000-8000-000000000000"
+    bad.log_id = "log"
+    bad.ttl.CopyFrom(Duration(seconds=1))
+    bad.writes.extend([Any()] * 100)
+    assert _rules_broken(bad) == {
+        ("key.transaction_id", "string.pattern"),
+        ("log_id", "string.uuid"),
+        ("ttl", "duration.gte_lte"),
+        ("writes", "repeated.max_items"),
+    }
+
+
+def test_items_and_expressions() -> None:
+    """Rules on the items of a list, and rules written in CEL."""
+    person = person_pb2.Person(
+        name=person_pb2.PersonName(display_name="Ada"),
+        phone_numbers=["+12022243441", "0"],
+        email_addresses=["a@example.com", "a@example.com"],
+    )
+    person.date_of_birth.year, person.date_of_birth.month, person.date_of_birth.day = 2001, 2, 29
+    assert _rules_broken(person) == {
+        ("phone_numbers[]", "string.pattern"),
+        ("email_addresses", "repeated.unique"),
+        ("date_of_birth", "date.valid"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["Prepare", "Commit", "Abort"])
+def test_a_batch_is_measured_but_its_items_are_left_alone(kind: str) -> None:
+    """Items are validated and answered one by one: a bad one must not fail its neighbours."""
+    batch = getattr(participant_pb2, f"Batch{kind}Request")
+    bad_item = getattr(participant_pb2, f"{kind}Request")()
+    assert _rules_broken(bad_item)
+    assert _rules_broken(batch()) == {("requests", "repeated.min_items")}
+    assert _rules_broken(batch(requests=[bad_item] * 1000)) == set()
+    assert _rules_broken(batch(requests=[bad_item] * 1001)) == {("requests", "repeated.max_items")}
+
+
+def _prepare() -> participant_pb2.PrepareRequest:
+    write = Any()
+    write.Pack(person_pb2.Person(name=person_pb2.PersonName(display_name="Ada")))
+    return participant_pb2.PrepareRequest(
+        key=KEY,
+        log_id=LOG_ID,
+        ttl=Duration(seconds=60),
+        driver_deadline=Duration(seconds=7),
+        writes=[write],
+    )
