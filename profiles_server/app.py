@@ -1,0 +1,198 @@
+"""The wiring of the profiles process: what is opened, checked, started, and closed in reverse order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from apscheduler import events
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from sqlalchemy.engine import Engine
+
+from profiles_server import tables
+from profiles_server.config import Settings
+from profiles_server.profiles import ProfilesResource
+from profiles_server.servicer import ProfilesServicer
+from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.participant import Participant
+from tandem.participant.resolver import Resolver
+from tandem.participant.servicer import ParticipantServicer
+from tandem.participant.sweeper import Sweeper
+from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
+from tandem.participant.tables import prepared_transaction
+from tandem.runtime.database import check_server, create_engine, owned
+from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.postgres import EmbeddedPostgres
+from tandem.runtime.process import run_until_signal
+from tandem.runtime.server import Server
+from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
+
+log = logger("profiles.app")
+
+MIGRATIONS = (PARTICIPANT_MIGRATIONS, tables.MIGRATIONS)
+MIGRATE = "python -m profiles_server migrate"
+
+
+class App:
+    """The running process, for as long as it is not stopped. Raises ConfigurationError if it must not run like this."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._stopping = threading.Event()
+        with ExitStack() as stack:
+            engine = _database(settings, stack)
+            _check(settings, engine)
+            registry = CollectorRegistry()
+            sweeper, participant = _participant(settings, engine, registry, stack)
+
+            self._server = Server(
+                settings.listen,
+                workers=settings.workers,
+                queue=settings.queue,
+                with_reflection=settings.reflection,
+            )
+            stack.callback(self._server.drain, settings.drain_s)
+            ParticipantServicer(participant).add_to(self._server)
+            ProfilesServicer(engine).add_to(self._server)
+
+            registry.register(PreparedCollector(engine, settings.coordinators))
+            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self._server.start()
+            self._schedule(sweeper, settings.sweep_interval_s, stack)
+            stack.callback(self._server.serving, False)
+            self._stack = stack.pop_all()
+        log.info("serving", address=self.address, metrics=self.metrics_address, participant=settings.name)
+
+    @property
+    def address(self) -> str:
+        """host:port of the gRPC server."""
+        return self._server.address
+
+    def stop(self) -> None:
+        """Says that it no longer serves, ends the sweeps, lets running calls finish, closes everything. Idempotent."""
+        self._stopping.set()
+        self._stack.close()
+
+    def _schedule(self, sweeper: Sweeper, interval_s: float, stack: ExitStack) -> None:
+        # Its executor logs an exception with its text; the listener says the same without.
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
+        scheduler = BackgroundScheduler(
+            timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        )
+        scheduler.add_listener(self._sweep_failed, events.EVENT_JOB_ERROR)
+        scheduler.add_job(sweeper.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.start()
+        # A sweep that runs is not waited for: it ends when its channels and connections are closed.
+        stack.callback(scheduler.shutdown, wait=False)
+
+    def _sweep_failed(self, event: events.JobExecutionEvent) -> None:
+        if not self._stopping.is_set():
+            log.error("sweep failed", exception=frames(event.exception))
+
+
+def serve(settings: Settings) -> None:
+    """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
+    configure_logging("profiles", level=settings.log_level, json=settings.log_json)
+    log_uncaught("profiles")
+    app = App(settings)
+    print(f"ready profiles {app.address} metrics={app.metrics_address or 'none'}", flush=True)
+    run_until_signal(app.stop)
+
+
+def migrate(settings: Settings) -> list[tuple[str, str]]:
+    """Brings the database to this code's revisions: (package, revision) of each."""
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        check_server(engine)
+        for migrations in MIGRATIONS:
+            migrations.upgrade(engine)
+    return [(migrations.package, migrations.head) for migrations in MIGRATIONS]
+
+
+def migrations_sql() -> str:
+    """What `migrate` would run on an empty database."""
+    return "\n".join(migrations.sql() for migrations in MIGRATIONS)
+
+
+def sweep(settings: Settings) -> int:
+    """One sweep, at once; how many transactions it ended."""
+    configure_logging("profiles", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        _check(settings, engine)
+        sweeper, _ = _participant(settings, engine, CollectorRegistry(), stack)
+        return sweeper.run_once()
+
+
+def _database(settings: Settings, stack: ExitStack) -> Engine:
+    """The engine of the database that is configured, or of the embedded one."""
+    url = settings.database_url
+    if url is None:
+        url = stack.enter_context(EmbeddedPostgres(settings.data_folder)).database_url("profiles")
+    engine = create_engine(url, pool_size=settings.database_pool, name="profiles")
+    stack.callback(engine.dispose)
+    return engine
+
+
+def _check(settings: Settings, engine: Engine) -> None:
+    """Everything that must be so before the process may vote (R15, R17)."""
+    check_server(engine)
+    for migrations in MIGRATIONS:
+        migrations.check(engine, command=MIGRATE)
+    t = prepared_transaction
+    with owned(engine) as connection:
+        encoding = connection.execute(sa.select(sa.func.current_setting("server_encoding"))).scalar_one()
+        in_doubt = set(connection.execute(sa.select(t.c.coordinator).where(~t.c.confirmed).distinct()).scalars())
+    if encoding != "UTF8":
+        raise ConfigurationError(f"the database's encoding is {encoding}: names in any script need UTF8")
+    unknown = sorted(in_doubt - settings.coordinators.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"transactions of {', '.join(unknown)} are in doubt here, which PROFILES_COORDINATORS does not name: "
+            "put it back until they are ended"
+        )
+
+
+def _participant(
+    settings: Settings, engine: Engine, registry: CollectorRegistry, stack: ExitStack
+) -> tuple[Sweeper, Participant]:
+    metrics = ParticipantMetrics(registry)
+    participant = Participant(
+        engine,
+        name=settings.name,
+        resource=ProfilesResource(),
+        coordinators=settings.coordinators,
+        times=settings.times,
+        metrics=metrics,
+    )
+    resolver = Resolver(participant, settings.coordinators)
+    stack.callback(resolver.close)
+    return Sweeper(engine, resolver, metrics, batch=settings.sweep_batch), participant
+
+
+def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
+    """Starts the page; its host:port, or "" where there is to be none."""
+    if not listen:
+        return ""
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    host, _, port = listen.rpartition(":")
+    try:
+        page, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except ValueError:
+        raise ConfigurationError("PROFILES_METRICS_LISTEN must be host:port") from None
+    except (OSError, OverflowError):
+        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
+    stack.callback(thread.join, 5)
+    stack.callback(page.server_close)
+    stack.callback(page.shutdown)
+    return f"{host}:{page.server_port}"

@@ -1,0 +1,165 @@
+"""ProfilesService: validates, translates, delegates, and nothing else.
+
+What is only prepared is invisible: NOT_FOUND. (The reads say which prepared transactions they met; nothing asks for
+their decisions yet.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+from uuid import UUID
+
+import grpc
+from google.rpc import status_pb2
+from sqlalchemy.engine import Engine
+
+from profiles_server import reading, updating
+from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
+from tandem.profiles.v1 import profiles_service_pb2 as pb
+from tandem.runtime.auth import caller_of
+from tandem.runtime.channel import MAX_MESSAGE_BYTES
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.server import Server
+from tandem.runtime.status import ok, to_status
+
+E = TypeVar("E", person_pb2.Person, business_pb2.Business)
+
+MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES * 3 // 4
+"""What the entities of one batch may weigh together; the rest is for the statuses. One that doesn't fit is told so."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
+    """The gRPC face of what profiles stores."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add_to(self, server: Server) -> None:
+        """Adds the service to a server."""
+        server.add(
+            pb.DESCRIPTOR.services_by_name["ProfilesService"],
+            self,
+            profiles_service_pb2_grpc.add_ProfilesServiceServicer_to_server,
+        )
+
+    # --- persons ----------------------------------------------------------------------------------------------
+
+    def GetPerson(self, request: pb.GetPersonRequest, context: grpc.ServicerContext) -> pb.GetPersonResponse:
+        """One person."""
+        person_id = UUID(request.person_id)
+        person = reading.persons(self._engine, [person_id]).active.get(person_id)
+        if person is None:
+            if not request.allow_missing:
+                raise _not_found("person")
+            person = person_pb2.Person(person_id=str(person_id))
+        return pb.GetPersonResponse(person=person)
+
+    def BatchGetPersons(
+        self, request: pb.BatchGetPersonsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchGetPersonsResponse:
+        """A person each."""
+        ids = _ids("person_ids", request.person_ids)
+        found = reading.persons(self._engine, _good(ids)).active
+        return pb.BatchGetPersonsResponse(
+            results=[
+                pb.BatchGetPersonsResult(status=status, person=person)
+                for status, person in _answers("person", ids, found)
+            ]
+        )
+
+    def UpdatePerson(self, request: pb.UpdatePersonRequest, context: grpc.ServicerContext) -> pb.UpdatePersonResponse:
+        """Changes a person."""
+        person_id = _id("person.person_id", request.person.person_id)
+        return pb.UpdatePersonResponse(
+            person=updating.update_person(
+                self._engine, person_id, request.person, request.update_mask.paths, actor=caller_of(context)
+            )
+        )
+
+    # --- businesses -------------------------------------------------------------------------------------------
+
+    def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
+        """One business."""
+        business_id = UUID(request.business_id)
+        business = reading.businesses(self._engine, [business_id]).active.get(business_id)
+        if business is None:
+            if not request.allow_missing:
+                raise _not_found("business")
+            business = business_pb2.Business(business_id=str(business_id))
+        return pb.GetBusinessResponse(business=business)
+
+    def BatchGetBusinesses(
+        self, request: pb.BatchGetBusinessesRequest, context: grpc.ServicerContext
+    ) -> pb.BatchGetBusinessesResponse:
+        """A business each."""
+        ids = _ids("business_ids", request.business_ids)
+        found = reading.businesses(self._engine, _good(ids)).active
+        return pb.BatchGetBusinessesResponse(
+            results=[
+                pb.BatchGetBusinessesResult(status=status, business=business)
+                for status, business in _answers("business", ids, found)
+            ]
+        )
+
+    def UpdateBusiness(
+        self, request: pb.UpdateBusinessRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateBusinessResponse:
+        """Changes a business."""
+        business_id = _id("business.business_id", request.business.business_id)
+        return pb.UpdateBusinessResponse(
+            business=updating.update_business(
+                self._engine, business_id, request.business, request.update_mask.paths, actor=caller_of(context)
+            )
+        )
+
+
+def _id(field: str, text: str) -> UUID:
+    """The id, in the one form that the contract allows. Raises InvalidRequest."""
+    if not _UUID.fullmatch(text):
+        raise InvalidRequest([Violation(field, "must be a valid UUID" if text else "is required", "string.uuid")])
+    return UUID(text)
+
+
+def _ids(field: str, texts: Sequence[str]) -> list[UUID | InvalidRequest]:
+    ids: list[UUID | InvalidRequest] = []
+    for position, text in enumerate(texts):
+        try:
+            ids.append(_id(f"{field}[{position}]", text))
+        except InvalidRequest as error:
+            ids.append(error)
+    return ids
+
+
+def _good(ids: Sequence[UUID | InvalidRequest]) -> list[UUID]:
+    return [id_ for id_ in ids if isinstance(id_, UUID)]
+
+
+def _answers(
+    kind: str, ids: Sequence[UUID | InvalidRequest], found: Mapping[UUID, E]
+) -> Iterator[tuple[status_pb2.Status, E | None]]:
+    """A status an id, and the entity where it is OK."""
+    left = MAX_ANSWER_BYTES
+    for id_ in ids:
+        if isinstance(id_, InvalidRequest):
+            yield to_status(id_), None
+            continue
+        entity = found.get(id_)
+        if entity is None:
+            yield to_status(_not_found(kind)), None
+            continue
+        left -= entity.ByteSize()
+        if left < 0:
+            yield to_status(_TOO_MUCH), None
+        else:
+            yield ok(), entity
+
+
+def _not_found(kind: str) -> TandemError:
+    return TandemError(f"there is no such {kind}", reason=Reason.NOT_FOUND)
+
+
+_TOO_MUCH = TandemError("the answer would be too large: ask for fewer at once", reason=Reason.OVERLOADED)

@@ -1,0 +1,191 @@
+"""How rows are staged: one INSERT a table for a whole batch, then a look at what stood in the way of the rest.
+
+R7: keys are sorted, and what an INSERT skipped is looked up in a later statement. R8: a key of an active row is a
+refusal; one of another transaction's prepared row means that nobody can know yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Connection
+
+from profiles_server import tables as t
+from profiles_server.mapping import Facts
+from tandem.participant.resource import HeldBy, Refused
+from tandem.runtime.database import KEY_COLUMNS, records
+from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.identifiers import TransactionKey
+
+Obstacle = Refused | HeldBy
+
+_NOT_STAGED = {"state", "version", "created_at", "updated_at"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row that a transaction wants.
+
+    write: the position of its write, for the answer. with_business: whether the transaction stages the role's business
+    itself.
+    """
+
+    key: TransactionKey
+    write: int
+    row: Facts
+    with_business: bool = False
+
+    def record(self) -> Facts:
+        """As a record of `database.records`."""
+        return {**self.row, **self.key.row()}
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueKey:
+    """What one row at most can have. field: its name in answers."""
+
+    field: str
+    table: sa.Table
+    columns: Sequence[str]
+
+
+_IN_BUSINESS = UniqueKey("business_id", t.business, ["business_id"])
+"""Asked for a role: its business, which must be there."""
+
+_UNIQUE: dict[sa.Table, Sequence[UniqueKey]] = {
+    t.person: [UniqueKey("person_id", t.person, ["person_id"])],
+    t.business: [
+        UniqueKey("business_id", t.business, ["business_id"]),
+        UniqueKey("registration_number", t.business, ["registration_country", "registration_number"]),
+    ],
+    t.business_person: [UniqueKey("role", t.business_person, ["business_id", "person_id", "role"])],
+}
+
+
+def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Asked]) -> list[Asked]:
+    """Inserts the rows as prepared; returns those that something stands in the way of."""
+    if not asked:
+        return []
+    staged = {_identity(table, row._asdict()) for row in connection.execute(_INSERTS[table], _batch(asked))}
+    return [one for one in asked if _identity(table, one.record()) not in staged]
+
+
+def obstacles(
+    connection: Connection, table: sa.Table, missing: Sequence[Asked], *, never_tried: Sequence[Asked] = ()
+) -> list[tuple[TransactionKey, Obstacle]]:
+    """What stands in the way of the missing rows, in one statement after the INSERT's.
+
+    Each of `missing` gets at least one answer; a holder that has gone meanwhile is IN_PROGRESS. `never_tried` are
+    answered only where something holds them.
+    """
+    rows = [*missing, *never_tried]
+    if not rows:
+        return []
+    found: list[tuple[TransactionKey, Obstacle]] = []
+    met: set[int] = set()  # rows with an obstacle
+    with_business = {n for n, one in enumerate(rows) if one.with_business}  # roles that don't lack one
+    for holder in connection.execute(_HOLDERS[table], _batch(rows)):
+        one = rows[holder.n]
+        key = TransactionKey(holder.coordinator, holder.transaction_id)
+        if holder.of_role_business:
+            with_business.add(holder.n)
+            if holder.state == t.ACTIVE:
+                continue
+        if holder.state == t.ACTIVE:
+            found.append((one.key, Refused(_exists(holder.field, one))))
+        elif key != one.key:
+            found.append((one.key, HeldBy(key)))
+        else:
+            continue
+        met.add(holder.n)
+    for n, one in enumerate(missing):
+        if n not in met:
+            gone = table is not t.business_person or n in with_business
+            found.append((one.key, Refused(_in_progress() if gone else _no_business(one))))
+    return found
+
+
+# --- statements -----------------------------------------------------------------------------------------------
+
+
+def _insert(table: sa.Table) -> sa.Executable:
+    columns = {column.name: column.type for column in table.c if column.name not in _NOT_STAGED}
+    asked = records("asked", columns)
+    names = list(columns)
+    source: sa.FromClause = asked
+    if table is t.business_person:
+        # R8. That the business is still there at the end is the foreign key's work, and an active one stays.
+        own = sa.and_(*(t.business.c[name] == asked.c[name] for name in KEY_COLUMNS))
+        source = asked.join(
+            t.business,
+            sa.and_(t.business.c.business_id == asked.c.business_id, sa.or_(t.business.c.state == t.ACTIVE, own)),
+        )
+    keys = [column.name for column in table.primary_key.columns]
+    chosen = (
+        sa.select(*(asked.c[name] for name in names), sa.literal(t.PREPARED))
+        .select_from(source)
+        .order_by(*(asked.c[name] for name in (*keys, *KEY_COLUMNS)))
+    )
+    return (
+        insert(table)
+        .from_select([*names, "state"], chosen)
+        .on_conflict_do_nothing()
+        .returning(*(table.c[name] for name in (*keys, *KEY_COLUMNS)))
+    )
+
+
+def _holders(table: sa.Table) -> sa.Executable:
+    keys = [*_UNIQUE[table], *([_IN_BUSINESS] if table is t.business_person else [])]
+    columns = {name: key.table.c[name].type for key in keys for name in key.columns}
+    asked = records("asked", {"n": sa.Integer(), **columns})
+    return sa.union_all(
+        *(
+            sa.select(
+                asked.c.n,
+                sa.literal(key.field).label("field"),
+                sa.literal(key is _IN_BUSINESS).label("of_role_business"),
+                key.table.c.state,
+                key.table.c.coordinator,
+                key.table.c.transaction_id,
+            ).join_from(asked, key.table, sa.and_(*(key.table.c[name] == asked.c[name] for name in key.columns)))
+            for key in keys
+        )
+    )
+
+
+_INSERTS = {table: _insert(table) for table in _UNIQUE}
+_HOLDERS = {table: _holders(table) for table in _UNIQUE}
+
+
+def _batch(asked: Iterable[Asked]) -> dict[str, list[Facts]]:
+    return {"asked": [{"n": n, **one.record()} for n, one in enumerate(asked)]}
+
+
+def _identity(table: sa.Table, row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in (*table.primary_key.columns.keys(), *KEY_COLUMNS))
+
+
+# --- answers --------------------------------------------------------------------------------------------------
+
+
+def _exists(field: str, asked: Asked) -> TandemError:
+    return TandemError(
+        f"there is an active entity with this {field} already",
+        reason=Reason.ALREADY_EXISTS,
+        metadata={"field": field, "write": str(asked.write)},
+    )
+
+
+def _no_business(asked: Asked) -> TandemError:
+    return TandemError(
+        "there is no business with this business_id for the role to be in",
+        reason=Reason.REFUSED,
+        metadata={"field": "business_id", "write": str(asked.write)},
+    )
+
+
+def _in_progress() -> TandemError:
+    return TandemError("what stood in the way has just gone: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.1)

@@ -1,0 +1,159 @@
+"""How an entity is changed: merged, checked as a whole, written if the version is still the one that was read (R8).
+
+The local transaction is one statement: the entity and its audit event. Nothing is open while the entity is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from profiles_server import reading
+from profiles_server import tables as t
+from profiles_server.checks import check
+from profiles_server.mapping import Facts, business_facts, person_facts
+from profiles_server.masks import Mask, merged
+from profiles_server.publishing import entity_id
+from profiles_server.reading import Found
+from tandem.profiles.v1 import business_pb2, person_pb2
+from tandem.runtime.batches import redo
+from tandem.runtime.database import UNIQUE_VIOLATION, constraint, local_transaction, sqlstate
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+
+E = TypeVar("E", person_pb2.Person, business_pb2.Business)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[E]):
+    """What differs between persons and businesses."""
+
+    name: str
+    table: sa.Table
+    read: Callable[[Engine, Sequence[UUID]], Found[E]]
+    facts: Callable[[E], Facts]
+    mask: Mask
+
+
+_PERSON: _Kind[person_pb2.Person] = _Kind(
+    "person", t.person, reading.persons, person_facts, Mask(frozenset({"person_id", "version"}), nested="name")
+)
+_BUSINESS: _Kind[business_pb2.Business] = _Kind(
+    "business",
+    t.business,
+    reading.businesses,
+    business_facts,
+    Mask(frozenset({"business_id", "people", "version"}), nested="industry"),
+)
+
+
+def update_person(
+    engine: Engine, person_id: UUID, new: person_pb2.Person, paths: Sequence[str], *, actor: str
+) -> person_pb2.Person:
+    """The person after its fields `paths` were set to those of `new`, whose version is the one that was read.
+
+    Raises InvalidRequest, or NOT_FOUND, VERSION_MISMATCH (metadata: current_version).
+    """
+    return _update(engine, _PERSON, person_id, new, paths, actor=actor)
+
+
+def update_business(
+    engine: Engine, business_id: UUID, new: business_pb2.Business, paths: Sequence[str], *, actor: str
+) -> business_pb2.Business:
+    """The business, likewise, with its people. Raises also ALREADY_EXISTS and HELD for a registration that is taken."""
+    return _update(engine, _BUSINESS, business_id, new, paths, actor=actor)
+
+
+def _update(engine: Engine, kind: _Kind[E], id_: UUID, new: E, paths: Sequence[str], *, actor: str) -> E:
+    wrong = kind.mask.wrong(new, paths)
+    if new.version < 1:
+        wrong.append(Violation(f"{kind.name}.version", "must be the version that was read, at least 1"))
+    if wrong:
+        raise InvalidRequest(wrong)
+    current = _current(engine, kind, id_, new.version)
+    changed = merged(current, new, paths)
+    people: list[business_pb2.BusinessRole] = []
+    if isinstance(changed, business_pb2.Business):
+        people.extend(changed.people)
+        changed.ClearField("people")  # not to be changed here, so a limit on a write's people is no limit now
+    try:
+        check(changed)
+    except InvalidRequest as error:
+        raise error.below(kind.name) from None
+    (version,) = redo([None], lambda _: [_write(engine, kind, id_, changed, actor)])
+    if isinstance(version, TandemError):
+        raise version
+    if version is None:
+        _current(engine, kind, id_, new.version)
+        raise TandemError(f"this {kind.name} is being changed: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.1)
+    changed.version = version
+    if isinstance(changed, business_pb2.Business):
+        changed.people.extend(people)
+    return changed
+
+
+def _current(engine: Engine, kind: _Kind[E], id_: UUID, version: int) -> E:
+    """The active entity. Raises NOT_FOUND or VERSION_MISMATCH."""
+    current = kind.read(engine, [id_]).active.get(id_)
+    if current is None:
+        raise TandemError(f"there is no such {kind.name}", reason=Reason.NOT_FOUND)
+    if current.version != version:
+        raise TandemError(
+            f"the {kind.name} was changed meanwhile: read it again",
+            reason=Reason.VERSION_MISMATCH,
+            metadata={"current_version": str(current.version)},
+        )
+    return current
+
+
+def _write(engine: Engine, kind: _Kind[E], id_: UUID, changed: E, actor: str) -> int | None:
+    """Writes what is left to write if the version still fits; the new version, or None if it does not."""
+    table = kind.table
+    (key,) = table.primary_key.columns
+    updated = (
+        sa.update(table)
+        .where(key == id_, table.c.version == changed.version, table.c.state == t.ACTIVE)
+        .values(**kind.facts(changed), version=table.c.version + 1, updated_at=sa.func.now())
+        .returning(table.c.version, entity_id(table).label("entity_id"))
+        .cte("updated")
+    )
+    event = sa.insert(t.audit_event).from_select(
+        ["actor", "action", "entity_kind", "entity_id", "version"],
+        sa.select(
+            sa.literal(actor), sa.literal("updated"), sa.literal(kind.name), updated.c.entity_id, updated.c.version
+        ),
+    )
+    statement = sa.select(updated.c.version).add_cte(event.cte("event"))
+    try:
+        with local_transaction(engine) as connection:
+            version: int | None = connection.execute(statement).scalar_one_or_none()
+    except sa.exc.IntegrityError as error:
+        if sqlstate(error) == UNIQUE_VIOLATION and constraint(error) == t.REGISTRATION_KEY:
+            assert isinstance(changed, business_pb2.Business)
+            raise _taken(engine, changed) from None
+        raise
+    return version
+
+
+def _taken(engine: Engine, business: business_pb2.Business) -> TandemError:
+    """Another business has the registration number: for good, or as long as its transaction is undecided."""
+    held = reading.registration_holder(engine, business.registration_country, business.registration_number)
+    if held is None:
+        return TandemError("what stood in the way has just gone: ask again", reason=Reason.HELD, retry_after_s=0.1)
+    state, key = held
+    if state == t.PREPARED:
+        return TandemError(
+            "another transaction in progress holds this registration_number",
+            reason=Reason.HELD,
+            retry_after_s=1.0,
+            metadata={"held_by_coordinator": key.coordinator, "held_by_transaction_id": str(key.transaction_id)},
+        )
+    return TandemError(
+        "there is an active entity with this registration_number already",
+        reason=Reason.ALREADY_EXISTS,
+        metadata={"field": "registration_number"},
+    )
