@@ -9,6 +9,7 @@ class CoordinatorMetrics:
     """The counters of one coordinator, in a registry of the process's choice."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.transactions = Counter(
             "tandem_transactions",
             "Transactions driven, by how they ended for their caller.",

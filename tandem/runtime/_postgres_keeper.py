@@ -3,11 +3,13 @@
 It starts as a plain script and imports only the standard library: it is up in milliseconds, and it may fork
 because there is no gRPC in it. What everybody else uses is in ``postgres.py``.
 
-A folder holds ``data/`` (PostgreSQL's own), ``server.log``, ``port``, ``password`` and three lock files, with
+A folder holds ``data/`` (PostgreSQL's own), ``server.log``, ``port``, ``password`` and four lock files, with
 ``flock``s that the kernel drops however the holder ends:
 
 - ``in-use.lock``: shared by every process that uses the server; the keeper takes it exclusively to stop it
 - ``keeper.lock``: exclusive, held by the keeper for as long as it lives (its process id is written in it)
+- ``server.lock``: exclusive, inherited by every process of PostgreSQL: a server that outlived its keeper is
+  found even before it has written its process id, and none is started beside the last process of a dead one
 - ``start.lock``: exclusive, held by a user while it looks for a keeper and starts one
 """
 
@@ -40,7 +42,7 @@ TICK_S = 0.1
 STARTING_TICK_S = 0.02
 TAKE_KEEPER_LOCK_S = 0.5
 PROGRAM_TIMEOUT_S = 60.0
-FIRST_START_ATTEMPTS = 4
+FIRST_START_ATTEMPTS = 3
 RESTART_DELAY_S = 0.1
 RESTART_DELAY_LIMIT_S = 5.0
 # PostgreSQL's fast shutdown, its immediate one, what can't be refused; how long each may take, in seconds.
@@ -86,6 +88,7 @@ class Files:
         self.password = self.folder / "password"
         self.in_use_lock = self.folder / "in-use.lock"
         self.keeper_lock = self.folder / "keeper.lock"
+        self.server_lock = self.folder / "server.lock"
         self.start_lock = self.folder / "start.lock"
 
     @property
@@ -105,7 +108,7 @@ class Files:
 class Lock:
     """A lock on a file, shared or exclusive, which the kernel drops when its last holder has ended.
 
-    It is let go by closing, never by unlocking: that would take it from a forked process that shares it, too.
+    It is let go by closing, not by unlocking: that would take it from a forked process that shares it, too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,6 +123,9 @@ class Lock:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def fileno(self) -> int:
+        return self._file
 
     def try_take(self, *, shared: bool) -> bool:
         try:
@@ -137,6 +143,14 @@ class Lock:
         return True
 
     @property
+    def is_taken(self) -> bool:
+        """Whether somebody else has it exclusively."""
+        if not self.try_take(shared=True):
+            return True
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return False
+
+    @property
     def is_current(self) -> bool:
         """False when the folder was removed, and perhaps made again, since this was opened."""
         try:
@@ -145,13 +159,12 @@ class Lock:
             return False
 
     def write(self, text: str) -> None:
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        os.ftruncate(self._file, os.pwrite(self._file, text.encode(), 0))
 
 
 def keeper_alive(files: Files) -> bool:
     with Lock(files.keeper_lock) as lock:
-        return not lock.try_take(shared=True)
+        return lock.is_taken
 
 
 def read_postmaster(files: Files) -> tuple[int, str]:
@@ -185,10 +198,10 @@ def is_server(files: Files, pid: int) -> bool:
     return os.fsencode(files.data) in arguments
 
 
-def running_server(files: Files) -> int:
-    """The process id of the folder's server, or 0."""
-    pid, _ = read_postmaster(files)
-    return pid if is_server(files, pid) else 0
+def server_alive(files: Files) -> bool:
+    """Whether any process of the folder's server lives, be it the last connection to a dead one."""
+    with Lock(files.server_lock) as lock:
+        return lock.is_taken
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ class ServerUser:
                 return cls(account.pw_uid, account.pw_gid)
         raise KeeperError("PostgreSQL doesn't run as root, and there is no user 'postgres' or 'nobody'")
 
-    def popen(self, *command: str | Path, output: int | TextIO) -> subprocess.Popen[str]:
+    def popen(self, *command: str | Path, output: int | TextIO, inherited: Sequence[int] = ()) -> subprocess.Popen[str]:
         """Starts a program as this user. Raises PermissionError if the user may not run it."""
         identity: dict[str, Any] = {}
         if os.geteuid() == 0:
@@ -225,6 +238,7 @@ class ServerUser:
             stderr=subprocess.STDOUT,
             cwd="/",
             start_new_session=True,
+            pass_fds=inherited,
             text=True,
             **identity,
         )
@@ -264,6 +278,8 @@ def readable_copy(binaries: Path, cache: Path = INSTALLATION_CACHE) -> Path:
     """
     prefix = binaries.parent
     package = prefix.parent
+    if not (prefix / "share").is_dir():
+        raise KeeperError(f"not everybody can run {binaries}, and it can't be copied: set PG_BIN to another")
     origin = (binaries / "postgres").stat()
     digest = hashlib.sha256(f"{binaries}{origin.st_size}{origin.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache / f"postgres-{digest}"
@@ -310,6 +326,7 @@ class Keeper:
         self.settings = settings
         self._user = ServerUser(os.geteuid(), os.getegid())
         self._socket_dir = Path()
+        self._server_lock = Lock(self.files.server_lock)
         self._port = 0
         self._child: subprocess.Popen[str] | None = None
         self._adopted = 0  # the process id of a server that outlived its keeper
@@ -355,6 +372,8 @@ class Keeper:
                 )
             if not user.version(self.binaries):
                 self.binaries = readable_copy(self.binaries)
+        for leftover in files.folder.glob("new-*"):  # of an initdb that was killed, or whose keeper was
+            shutil.rmtree(leftover, ignore_errors=True)
         version = user.version(self.binaries)
         if not version:
             raise KeeperError(f"user {user.uid} can't run the programs in {self.binaries}")
@@ -372,8 +391,6 @@ class Keeper:
 
     def _initialise(self) -> None:
         files = self.files
-        for leftover in files.folder.glob("new-*"):  # of an initdb that was killed; there's one keeper at a time
-            shutil.rmtree(leftover)
         new = Path(tempfile.mkdtemp(prefix="new-", dir=files.folder))
         password = new / "password"
         password.touch(0o600)
@@ -418,13 +435,13 @@ class Keeper:
     # While it runs
 
     def _serve(self, announce: Callable[[str], None]) -> None:
-        in_use = Lock(self.files.in_use_lock)  # once taken, it is until this process ends: nobody joins any more
+        in_use = Lock(self.files.in_use_lock)  # once taken, it is until this process ends: nobody can join
         while not (reason := self._reason_to_stop(in_use)):
             if pid := self._server_pid():
                 self._look_at(pid, announce)
             elif self._running:
                 self._note_end()
-            elif time.monotonic() >= self._start_at:
+            elif time.monotonic() >= self._start_at and not self._server_lock.is_taken:
                 self._start()
             self._bound_log()
             time.sleep(TICK_S if self._ready else STARTING_TICK_S)
@@ -452,10 +469,11 @@ class Keeper:
                 announce("ready")
 
     def _note_end(self) -> None:
-        status = self._child.returncode if self._child else "unknown"
-        self._say(f"the server has ended (status {status})")
+        status = self._child.returncode if self._child else None
+        self._say(f"the server has ended (status {'unknown' if status is None else status})")
         self._failures = 0 if self._ready else self._failures + 1
-        if not self._announced and self._failures >= FIRST_START_ATTEMPTS:
+        refused = status == 1 and self._failures >= FIRST_START_ATTEMPTS  # by itself: it wasn't killed
+        if refused and not self._announced:
             raise KeeperError(f"PostgreSQL doesn't start. {self.files.log_tail()}")
         self._start_at = time.monotonic() + min(RESTART_DELAY_LIMIT_S, RESTART_DELAY_S * 2**self._failures)
         self._running, self._ready, self._child = False, False, None
@@ -465,14 +483,18 @@ class Keeper:
         if self._child:
             return self._child.pid if self._child.poll() is None else 0
         if not is_server(self.files, self._adopted):
-            self._adopted = running_server(self.files)
+            pid, _ = read_postmaster(self.files)
+            self._adopted = pid if self._server_lock.is_taken and is_server(self.files, pid) else 0
         return self._adopted
 
     def _start(self) -> None:
         files = self.files
-        # What a dead server left: its process id may be another process's by now, or one that nobody waits for,
-        # and PostgreSQL takes both for alive. Whether one of its backends lives it finds out by itself.
-        if read_postmaster(files)[0] > 0:
+        # What a dead server left: its process id may be another process's by now, or one that nobody waits
+        # for, and PostgreSQL takes both for alive.
+        pid, _ = read_postmaster(files)
+        if is_server(files, pid):
+            raise KeeperError(f"process {pid}, which isn't ours, is a server of {files.data}: stop it")
+        if pid > 0:
             (files.data / "postmaster.pid").unlink()
         for leftover in self._socket_dir.iterdir():
             leftover.unlink()
@@ -482,7 +504,12 @@ class Keeper:
         settings |= {"unix_socket_directories": str(self._socket_dir), "unix_socket_permissions": "0700"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         program = self.binaries / "postgres"
-        self._child = self._user.popen(program, "-D", files.data, *options, output=sys.stderr)
+        with Lock(files.server_lock) as inherited:
+            if not inherited.try_take(shared=False):  # somebody looked at it, for a moment
+                return
+            self._child = self._user.popen(
+                program, "-D", files.data, *options, output=sys.stderr, inherited=[inherited.fileno()]
+            )
         self._running = True
         self._say(f"started PostgreSQL, process {self._child.pid}, port {self._port}")
 
@@ -507,8 +534,8 @@ class Keeper:
     def _stop(self) -> None:
         for how, timeout_s in STOP_STEPS:
             deadline = time.monotonic() + timeout_s
-            self._signal(how)
-            while self._server_pid() and time.monotonic() < deadline:
+            while self._server_lock.is_taken and time.monotonic() < deadline:
+                self._signal(how)  # again and again: it may have yet to write down its process id
                 time.sleep(STARTING_TICK_S)
         shutil.rmtree(self._socket_dir, ignore_errors=True)
 

@@ -32,6 +32,7 @@ from tandem.runtime.errors import ConfigurationError
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5
+CREATE_DATABASE_ATTEMPTS = 5
 POLL_S = 0.05
 
 DATABASE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
@@ -190,7 +191,7 @@ class EmbeddedPostgres:
 
     def _adopt_orphan(self) -> None:
         """If the keeper was killed: nobody would stop the server after us."""
-        if keeper.running_server(self._files) and not keeper.keeper_alive(self._files):
+        if keeper.server_alive(self._files) and not keeper.keeper_alive(self._files):
             self._spawn_keeper(time.monotonic() + START_TIMEOUT_S)
 
     def _join(self, deadline: float) -> bool:
@@ -273,19 +274,16 @@ class EmbeddedPostgres:
         if self._in_use is None:
             raise EmbeddedPostgresError(f"{self!r} is not started")
         exists = sa.text("SELECT 1 FROM pg_database WHERE datname = :name").bindparams(name=database)
-        try:
-            connection = self._connect()
-        except sa.exc.OperationalError:  # it may have crashed: wait until it is back
-            self.start()
-            connection = self._connect()
-        with connection:
-            if connection.execute(exists).first():
-                return
+        for attempts_left in reversed(range(CREATE_DATABASE_ATTEMPTS)):
             try:
-                connection.exec_driver_sql(f'CREATE DATABASE "{database}" TEMPLATE template0')
-            except sa.exc.DBAPIError:
-                if not connection.execute(exists).first():  # else another process was faster
+                with self._connect() as connection:
+                    if not connection.execute(exists).first():
+                        connection.exec_driver_sql(f'CREATE DATABASE "{database}" TEMPLATE template0')
+                return
+            except sa.exc.DBAPIError:  # another process was faster, or the server has crashed
+                if not attempts_left:
                     raise
+                self.start()
 
     def _connect(self) -> Connection:
         options = {"poolclass": sa.NullPool, "isolation_level": "AUTOCOMMIT", "use_native_hstore": False}
@@ -315,7 +313,7 @@ def wait_until_stopped(folder: Path, timeout_s: float | None = None) -> bool:
     """Waits for the server in `folder` to stop. False if it doesn't in time: somebody is still using it."""
     files = keeper.Files(folder)
     deadline = time.monotonic() + (STOP_TIMEOUT_S if timeout_s is None else timeout_s)
-    while files.folder.exists() and (keeper.keeper_alive(files) or keeper.running_server(files)):
+    while files.folder.exists() and (keeper.keeper_alive(files) or keeper.server_alive(files)):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)
@@ -365,12 +363,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "keep":
         keeper.keep(files.folder, find_binaries(), {}, print)
         return 0
-    server = keeper.running_server(files)
-    if not server:
+    if not keeper.server_alive(files):
         print(f"{files.folder}: no server is running")
         return 3
     kept = f"keeper {files.keeper_lock.read_text()}" if keeper.keeper_alive(files) else "without a keeper"
-    print(f"{files.folder}: server {server} ({keeper.read_postmaster(files)[1]}), {kept}")
+    pid, state = keeper.read_postmaster(files)
+    print(f"{files.folder}: server {pid} ({state}), {kept}")
     print(f"port {files.port.read_text()} on 127.0.0.1 and in {files.socket_dir}, log {files.log}")
     return 0
 

@@ -35,11 +35,13 @@ from tandem.runtime.postgres import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+PYTHONPATH = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(PYTHONPATH)}
 # For another user's process, whose Python may not be that of the tests' environment.
-WHOLE_PATH = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()])}
+WHOLE_PATH = {**os.environ, "PYTHONPATH": os.pathsep.join([*PYTHONPATH, *site.getsitepackages()])}
 AS_ROOT = os.geteuid() == 0
 PATIENCE_S = 20.0
+ROOM_BYTES = 1 << 30  # what a handful of servers need, with room to spare
 
 USER = """
 import sys
@@ -80,10 +82,13 @@ def query(url: str, statement: str) -> Any:
 
 
 def server_of(folder: Path) -> int:
-    return keeper.running_server(keeper.Files(folder))
+    """The process id of the server that runs, or 0."""
+    files = keeper.Files(folder)
+    return keeper.read_postmaster(files)[0] if keeper.server_alive(files) else 0
 
 
 def keeper_of(folder: Path) -> int:
+    """The process id of the keeper that runs, or 0."""
     files = keeper.Files(folder)
     return int(files.keeper_lock.read_text()) if keeper.keeper_alive(files) else 0
 
@@ -133,7 +138,9 @@ class User:
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
     """A short folder that other users can pass through. Nothing started in it may be left at the end."""
-    with tempfile.TemporaryDirectory(prefix="tandem-test-", dir="/tmp") as name:
+    in_memory = Path("/dev/shm")
+    roomy = in_memory.is_dir() and shutil.disk_usage(in_memory).free > ROOM_BYTES
+    with tempfile.TemporaryDirectory(prefix="tandem-test-", dir=in_memory if roomy else "/tmp") as name:
         scratch = Path(name)
         scratch.chmod(0o711)
         yield scratch
@@ -301,7 +308,7 @@ def test_server_stops_with_the_last_of_its_users(folder: Path) -> None:
 
 
 def test_processes_that_start_at_once_get_one_server(new_folder: Path) -> None:
-    """Four processes find a folder in which an initdb was killed: one server is made, and each database once."""
+    """Four processes find a folder where an initdb was killed: one server is made, and each database once."""
     unfinished = new_folder / "new-unfinished" / "data" / "PG_VERSION"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_text("18\n")
@@ -312,7 +319,6 @@ def test_processes_that_start_at_once_get_one_server(new_folder: Path) -> None:
         urls = {user.answer() for user in users}
         assert len(urls) == 1
         assert query(urls.pop(), "SELECT current_database()") == database
-    assert len([line for line in processes_about(new_folder) if "/postgres -D" in line]) == 1
     assert (new_folder / "server.log").read_text().count("started PostgreSQL") == 1
     assert not unfinished.exists()
     for user in users:
@@ -436,7 +442,7 @@ def test_runs_as_an_ordinary_user(scratch: Path) -> None:
     identity = {"user": nobody, "group": nobody, "extra_groups": [], "env": WHOLE_PATH, "cwd": "/"}
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         with contextlib.suppress(OSError):
-            if subprocess.run([python, "-c", "import tandem.runtime.postgres"], **identity).returncode == 0:
+            if subprocess.run([python, "-c", "import psycopg2, tandem.runtime"], **identity).returncode == 0:
                 break
     else:
         pytest.skip("nobody can't run Python with this checkout")
@@ -476,6 +482,8 @@ def test_closed_directory_above_is_named(new_folder: Path) -> None:
 @pytest.mark.skipif(not AS_ROOT, reason="about what root does")
 def test_programs_out_of_reach_are_copied(template: Path, new_folder: Path) -> None:
     """A virtual environment of root's is closed to others: the programs are copied, once, and run there."""
+    if not (find_binaries().parent / "share").is_dir():
+        pytest.skip("these programs are a distribution's, in /usr")
     cache = new_folder.parent / "cache"
     copied = keeper.readable_copy(find_binaries(), cache)
     user = keeper.ServerUser.of(keeper.Files(template))

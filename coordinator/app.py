@@ -1,0 +1,209 @@
+"""The wiring of the coordinator process: what is opened, checked, started, and closed in reverse order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from apscheduler import events
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from sqlalchemy.engine import Engine, Row
+
+from coordinator.config import Settings
+from tandem.coordinator.decision_log import DecisionLog
+from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.recovery import Recovery
+from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
+from tandem.coordinator.tables import MIGRATIONS, grants
+from tandem.coordinator.tables import log as logs
+from tandem.runtime.database import check_server, create_engine, owned
+from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.postgres import EmbeddedPostgres
+from tandem.runtime.process import run_until_signal
+from tandem.runtime.server import Server
+from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
+
+log = logger("coordinator.app")
+
+MIGRATE = "python -m coordinator migrate"
+
+RESOLVE = "/tandem.v1.CoordinatorService/Resolve"
+
+
+class App:
+    """The running process, for as long as it is not stopped. Raises ConfigurationError if it must not run like this."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._stopping = threading.Event()
+        with ExitStack() as stack:
+            url = _url(settings, stack)
+            registry = CollectorRegistry()
+            coordinator = _coordinator(settings, _engine(url, settings.database_pool, stack), registry, stack)
+            # Resolve's own connections: nothing else can take them (R4).
+            resolving = DecisionLog(_engine(url, RESERVED[RESOLVE], stack), settings.times)
+
+            self._server = Server(
+                settings.listen,
+                workers=settings.workers,
+                queue=settings.queue,
+                reserved=RESERVED,
+                with_reflection=settings.reflection,
+            )
+            stack.callback(self._server.drain, settings.drain_s)
+            CoordinatorServicer(coordinator, resolving).add_to(self._server)
+
+            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self._server.start()
+            self._schedule(_recovery(settings, coordinator), settings.recovery_interval_s, stack)
+            stack.callback(self._server.serving, False)
+            self._stack = stack.pop_all()
+        log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
+
+    @property
+    def address(self) -> str:
+        """host:port of the gRPC server."""
+        return self._server.address
+
+    def stop(self) -> None:
+        """Says that it no longer serves, ends recovery, lets running calls finish, closes everything. Idempotent."""
+        self._stopping.set()
+        self._stack.close()
+
+    def _schedule(self, recovery: Recovery, interval_s: float, stack: ExitStack) -> None:
+        # Its executor logs an exception with its text; the listener says the same without.
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
+        scheduler = BackgroundScheduler(
+            timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        )
+        scheduler.add_listener(self._recovery_failed, events.EVENT_JOB_ERROR)
+        scheduler.add_job(recovery.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.start()
+        # A run is not waited for: it ends when its channels and connections are closed.
+        stack.callback(scheduler.shutdown, wait=False)
+
+    def _recovery_failed(self, event: events.JobExecutionEvent) -> None:
+        if not self._stopping.is_set():
+            log.error("recovery failed", exception=frames(event.exception))
+
+
+def serve(settings: Settings) -> None:
+    """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
+    configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
+    log_uncaught("coordinator")
+    app = App(settings)
+    print(f"ready coordinator {app.address} metrics={app.metrics_address or 'none'}", flush=True)
+    run_until_signal(app.stop)
+
+
+def migrate(settings: Settings, *, runtime_role: str | None = None) -> list[tuple[str, str]]:
+    """Brings the decision log to this code's revision: (package, revision). `runtime_role` gets what it needs (R2)."""
+    with ExitStack() as stack:
+        engine = _engine(_url(settings, stack), 2, stack)
+        check_server(engine)
+        if runtime_role is not None and not _role_exists(engine, runtime_role):
+            raise ConfigurationError("there is no such role in the database: create it first (CREATE ROLE … LOGIN)")
+        MIGRATIONS.upgrade(engine)
+        if runtime_role is not None:
+            with engine.begin() as connection:
+                for statement in grants(runtime_role):
+                    connection.exec_driver_sql(statement)
+    return [(MIGRATIONS.package, MIGRATIONS.head)]
+
+
+def _role_exists(engine: Engine, role: str) -> bool:
+    with owned(engine) as connection:
+        found = connection.execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
+        return found.first() is not None
+
+
+def migrations_sql(*, runtime_role: str | None = None) -> str:
+    """What `migrate` would run on an empty database."""
+    granted = "".join(f"{statement};\n" for statement in grants(runtime_role)) if runtime_role else ""
+    return MIGRATIONS.sql() + granted
+
+
+def recover(settings: Settings) -> int:
+    """One recovery, at once; how many deliveries it made."""
+    configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _engine(_url(settings, stack), settings.database_pool, stack)
+        return _recovery(settings, _coordinator(settings, engine, CollectorRegistry(), stack)).run_once()
+
+
+def log_ids(settings: Settings) -> Sequence[Row[Any]]:
+    """The log's ids (log_id, current, since), the current one first: former ones are still answered for (R17)."""
+    with ExitStack() as stack:
+        engine = _engine(_url(settings, stack), 2, stack)
+        MIGRATIONS.check(engine, command=MIGRATE)
+        with owned(engine) as connection:
+            return connection.execute(sa.select(logs).order_by(logs.c.current.desc(), logs.c.since.desc())).all()
+
+
+def _url(settings: Settings, stack: ExitStack) -> str:
+    """The URL of the initiator's database, or of the one in the embedded PostgreSQL."""
+    if settings.database_url is not None:
+        return settings.database_url
+    embedded = stack.enter_context(EmbeddedPostgres(settings.data_folder))
+    return embedded.database_url(settings.embedded_database)
+
+
+def _engine(url: str, pool_size: int, stack: ExitStack) -> Engine:
+    engine = create_engine(url, pool_size=pool_size, name="coordinator")
+    stack.callback(engine.dispose)
+    return engine
+
+
+def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry, stack: ExitStack) -> Coordinator:
+    """The coordinator, after everything was checked that must be so before it may answer (R15, R17)."""
+    check_server(engine)
+    MIGRATIONS.check(engine, command=MIGRATE)
+    coordinator = Coordinator(
+        engine,
+        name=settings.name,
+        participants=settings.participants,
+        times=settings.times,
+        registry=registry,
+    )
+    stack.callback(coordinator.close)
+    unknown = sorted(coordinator.log.unknown_participants(settings.participants))
+    if unknown:
+        raise ConfigurationError(
+            f"decisions wait for {', '.join(unknown)} to acknowledge, which COORDINATOR_PARTICIPANTS does not name: "
+            "put it back until they are delivered"
+        )
+    return coordinator
+
+
+def _recovery(settings: Settings, coordinator: Coordinator) -> Recovery:
+    return Recovery(coordinator.log, coordinator.participants, coordinator.metrics, batch=settings.recovery_batch)
+
+
+def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
+    """Starts the page; its host:port, or "" where there is to be none."""
+    if not listen:
+        return ""
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    host, _, port = listen.rpartition(":")
+    try:
+        page, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except ValueError:
+        raise ConfigurationError("COORDINATOR_METRICS_LISTEN must be host:port") from None
+    except (OSError, OverflowError):
+        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
+    stack.callback(thread.join, 5)
+    stack.callback(page.server_close)
+    stack.callback(page.shutdown)
+    return f"{host}:{page.server_port}"

@@ -1,0 +1,198 @@
+"""The wiring of the identity process: what is opened, checked, started, and closed in reverse order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+
+from apscheduler import events
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from sqlalchemy.engine import Engine
+
+from identity_stub import tables
+from identity_stub.config import PROFILES, Settings
+from identity_stub.explain import Sources
+from identity_stub.provisioning.two_phase import TwoPhase
+from identity_stub.servicer import IdentityServicer
+from identity_stub.signup import SignUps
+from tandem.coordinator.decision_log import DecisionLog
+from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.participants import Participants
+from tandem.coordinator.recovery import Recovery
+from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
+from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
+from tandem.runtime.database import check_server, create_engine
+from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.postgres import EmbeddedPostgres
+from tandem.runtime.process import run_until_signal
+from tandem.runtime.server import Server
+from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
+
+log = logger("identity.app")
+
+MIGRATIONS = (COORDINATOR_MIGRATIONS, tables.MIGRATIONS)
+MIGRATE = "python -m identity_stub migrate"
+
+RESOLVE = "/tandem.v1.CoordinatorService/Resolve"
+
+
+class App:
+    """The running process, for as long as it is not stopped. Raises ConfigurationError if it must not run like this."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._stopping = threading.Event()
+        with ExitStack() as stack:
+            url = _url(settings, stack)
+            engine = _engine(url, settings, stack)
+            registry = CollectorRegistry()
+            coordinator = Coordinator(
+                engine,
+                name=settings.name,
+                participants=settings.participants,
+                times=settings.times,
+                registry=registry,
+            )
+            provisioning = TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
+            stack.callback(provisioning.close)
+            _check(settings, engine, coordinator.log)
+
+            # Resolve's own connections: nothing else can take them (R4).
+            resolving = create_engine(url, pool_size=RESERVED[RESOLVE], name="identity-resolve")
+            stack.callback(resolving.dispose)
+            self._server = Server(
+                settings.listen,
+                workers=settings.workers,
+                queue=settings.queue,
+                reserved=RESERVED if settings.serve_coordinator else None,
+                with_reflection=settings.reflection,
+            )
+            stack.callback(self._server.drain, settings.drain_s)
+            IdentityServicer(engine, SignUps(engine, provisioning)).add_to(self._server)
+            if settings.serve_coordinator:
+                CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
+
+            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self._server.start()
+            if settings.serve_coordinator:
+                recovery = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
+                self._schedule(recovery, settings.recovery_interval_s, stack)
+            stack.callback(self._server.serving, False)
+            self._stack = stack.pop_all()
+        log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
+
+    @property
+    def address(self) -> str:
+        """host:port of the gRPC server."""
+        return self._server.address
+
+    def stop(self) -> None:
+        """Says that it no longer serves, ends recovery, lets running calls finish, closes everything. Idempotent."""
+        self._stopping.set()
+        self._stack.close()
+
+    def _schedule(self, recovery: Recovery, interval_s: float, stack: ExitStack) -> None:
+        # Its executor logs an exception with its text; the listener says the same without.
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
+        scheduler = BackgroundScheduler(
+            timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        )
+        scheduler.add_listener(self._recovery_failed, events.EVENT_JOB_ERROR)
+        scheduler.add_job(recovery.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.start()
+        # A run is not waited for: it ends when its channels and connections are closed.
+        stack.callback(scheduler.shutdown, wait=False)
+
+    def _recovery_failed(self, event: events.JobExecutionEvent) -> None:
+        if not self._stopping.is_set():
+            log.error("recovery failed", exception=frames(event.exception))
+
+
+def serve(settings: Settings) -> None:
+    """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
+    configure_logging("identity", level=settings.log_level, json=settings.log_json)
+    log_uncaught("identity")
+    app = App(settings)
+    print(f"ready identity {app.address} metrics={app.metrics_address or 'none'}", flush=True)
+    run_until_signal(app.stop)
+
+
+def migrate(settings: Settings) -> list[tuple[str, str]]:
+    """Brings the database to this code's revisions: (package, revision) of each."""
+    with ExitStack() as stack:
+        engine = _engine(_url(settings, stack), settings, stack)
+        check_server(engine)
+        for migrations in MIGRATIONS:
+            migrations.upgrade(engine)
+    return [(migrations.package, migrations.head) for migrations in MIGRATIONS]
+
+
+def migrations_sql() -> str:
+    """What `migrate` would run on an empty database."""
+    return "\n".join(migrations.sql() for migrations in MIGRATIONS)
+
+
+@contextmanager
+def sources(settings: Settings) -> Iterator[Sources]:
+    """For `explain`: reads only, beside a server that may run or not."""
+    with ExitStack() as stack:
+        engine = _engine(_url(settings, stack), settings, stack)
+        for migrations in MIGRATIONS:
+            migrations.check(engine, command=MIGRATE)
+        participants = Participants(settings.participants)
+        stack.callback(participants.close)
+        yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name, settings.times)
+
+
+def _url(settings: Settings, stack: ExitStack) -> str:
+    """The URL of the database that is configured, or of the embedded one."""
+    if settings.database_url is not None:
+        return settings.database_url
+    return stack.enter_context(EmbeddedPostgres(settings.data_folder)).database_url("identity")
+
+
+def _engine(url: str, settings: Settings, stack: ExitStack) -> Engine:
+    engine = create_engine(url, pool_size=settings.database_pool, name="identity")
+    stack.callback(engine.dispose)
+    return engine
+
+
+def _check(settings: Settings, engine: Engine, decision_log: DecisionLog) -> None:
+    """Everything that must be so before the process may decide (R15, R17)."""
+    check_server(engine)
+    for migrations in MIGRATIONS:
+        migrations.check(engine, command=MIGRATE)
+    unknown = sorted(decision_log.unknown_participants(settings.participants))
+    if unknown:
+        raise ConfigurationError(
+            f"decisions wait for {', '.join(unknown)} to acknowledge, which IDENTITY_PARTICIPANTS does not name: "
+            "put it back until they are delivered"
+        )
+
+
+def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
+    """Starts the page; its host:port, or "" where there is to be none."""
+    if not listen:
+        return ""
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    host, _, port = listen.rpartition(":")
+    try:
+        page, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except ValueError:
+        raise ConfigurationError("IDENTITY_METRICS_LISTEN must be host:port") from None
+    except (OSError, OverflowError):
+        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
+    stack.callback(thread.join, 5)
+    stack.callback(page.server_close)
+    stack.callback(page.shutdown)
+    return f"{host}:{page.server_port}"

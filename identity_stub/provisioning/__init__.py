@@ -1,0 +1,51 @@
+"""How an account here and its profile over there come into being together.
+
+One module a design; this is the face they all stand behind, and all that the use cases know of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from google.protobuf.message import Message
+from sqlalchemy.engine import Connection
+
+from tandem.runtime.errors import Reason, TandemError
+
+T = TypeVar("T")
+
+OwnRows = Callable[[Connection, UUID], T]
+"""Writes identity's rows on the connection; the UUID names the attempt. It may raise to give up."""
+
+
+class Provisioning(Protocol):
+    """One design."""
+
+    def create(self, profile: Mapping[str, Message], own_rows: OwnRows[T]) -> T:
+        """Makes the profile's entities and identity's own rows; what `own_rows` returned.
+
+        profile: the field of the request that each entity comes from ("person") → the entity: a Person, Business or
+        BusinessPerson, with its id. own_rows: called once at most, in a local transaction without any RPC in it.
+        Raises ProfileExists or another TandemError, whose violations name fields of the request, and whatever
+        `own_rows` raised, database errors included. Unless it carries OUTCOME_UNKNOWN, nothing was made then.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        ...
+
+
+class ProfileExists(TandemError):
+    """Profiles has an entity with this key already. field: "registration_number", "person_id", …"""
+
+    def __init__(self, field: str, *, transaction_id: UUID | None) -> None:
+        super().__init__(
+            f"there is a profile with this {field} already",
+            reason=Reason.ALREADY_EXISTS,
+            transaction_id=transaction_id,
+            metadata={"field": field},
+        )
+        self.field = field

@@ -1,0 +1,177 @@
+"""IdentityService: validates, translates, delegates, and nothing else. (A request's shape is checked by the server.)"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import grpc
+from google.protobuf.message import Message
+from sqlalchemy.engine import Engine
+
+from identity_stub import users
+from identity_stub.requests import Kind, Made, Request, content_hash
+from identity_stub.signup import SignUps, role_from, role_to
+from tandem.identity.v1 import identity_service_pb2 as pb
+from tandem.identity.v1 import identity_service_pb2_grpc
+from tandem.profiles import ids as profile_ids
+from tandem.profiles.v1 import business_pb2, person_pb2
+from tandem.runtime.auth import caller_of
+from tandem.runtime.database import owned
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.server import Server
+from tandem.runtime.wire import timestamp
+
+
+class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
+    """The gRPC face of the accounts."""
+
+    def __init__(self, engine: Engine, sign_ups: SignUps) -> None:
+        self._engine = engine
+        self._sign_ups = sign_ups
+
+    def add_to(self, server: Server) -> None:
+        """Adds the service to a server."""
+        server.add(
+            pb.DESCRIPTOR.services_by_name["IdentityService"],
+            self,
+            identity_service_pb2_grpc.add_IdentityServiceServicer_to_server,
+        )
+
+    # --- making -----------------------------------------------------------------------------------------------
+
+    def SignUp(self, request: pb.SignUpRequest, context: grpc.ServicerContext) -> pb.SignUpResponse:
+        """A user and a business."""
+        _check_assigned(person=request.person, business=request.business)
+        made = self._sign_ups.sign_up(
+            _named(Kind.SIGN_UP, request, request.request_id, context),
+            email=request.email,
+            person=request.person,
+            business=request.business,
+        )
+        return pb.SignUpResponse(user=_user_of(made), business=_business_of(made))
+
+    def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
+        """A user."""
+        _check_assigned(person=request.person)
+        made = self._sign_ups.create_user(
+            _named(Kind.CREATE_USER, request, request.request_id, context), email=request.email, person=request.person
+        )
+        return pb.CreateUserResponse(user=_user_of(made))
+
+    def CreateBusiness(
+        self, request: pb.CreateBusinessRequest, context: grpc.ServicerContext
+    ) -> pb.CreateBusinessResponse:
+        """A further business of a user."""
+        _check_assigned(business=request.business)
+        made = self._sign_ups.create_business(
+            _named(Kind.CREATE_BUSINESS, request, request.request_id, context),
+            owner=UUID(request.owner_user_id),
+            business=request.business,
+        )
+        return pb.CreateBusinessResponse(business=_business_of(made))
+
+    def InviteUser(self, request: pb.InviteUserRequest, context: grpc.ServicerContext) -> pb.InviteUserResponse:
+        """An invitation."""
+        made = self._sign_ups.invite(
+            _named(Kind.INVITE_USER, request, request.request_id, context),
+            business_id=UUID(request.business_id),
+            inviter=UUID(request.inviter_user_id),
+            email=request.email,
+            role=role_from(request.role),
+        )
+        assert made.invitation is not None
+        return pb.InviteUserResponse(invitation=_invitation(made.invitation))
+
+    def AcceptInvitation(
+        self, request: pb.AcceptInvitationRequest, context: grpc.ServicerContext
+    ) -> pb.AcceptInvitationResponse:
+        """The invited user."""
+        _check_assigned(person=request.person)
+        made = self._sign_ups.accept_invitation(
+            _named(Kind.ACCEPT_INVITATION, request, request.request_id, context),
+            invitation_id=UUID(request.invitation_id),
+            person=request.person,
+        )
+        return pb.AcceptInvitationResponse(user=_user_of(made), business=_business_of(made))
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
+        """One user, by id or by address."""
+        with owned(self._engine) as connection:
+            if request.WhichOneof("by") == "email":
+                found = users.user_by_email(connection, request.email)
+            else:
+                found = users.user(connection, UUID(request.user_id))
+        if found is None:
+            raise TandemError("there is no such user", reason=Reason.NOT_FOUND)
+        return pb.GetUserResponse(user=_user(found))
+
+    def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
+        """One business with its members."""
+        with owned(self._engine) as connection:
+            found = users.business(connection, UUID(request.business_id))
+        if found is None:
+            raise TandemError("there is no such business", reason=Reason.NOT_FOUND)
+        return pb.GetBusinessResponse(business=_business(found))
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def _named(kind: Kind, message: Message, request_id: str, context: grpc.ServicerContext) -> Request:
+    return Request(caller_of(context), request_id, kind, content_hash(message))
+
+
+def _check_assigned(**entities: person_pb2.Person | business_pb2.Business) -> None:
+    """Raises InvalidRequest where the request sets what we assign: it would be lost without a word."""
+    given = [
+        f"{path}.{name}"
+        for path, entity in entities.items()
+        for name in ("person_id", "business_id", "version", "people")
+        if getattr(entity, name, None)
+    ]
+    if given:
+        raise InvalidRequest([Violation(name, "must be empty: it is assigned", "assigned") for name in given])
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def _user_of(made: Made) -> pb.User:
+    assert made.user is not None
+    return _user(made.user)
+
+
+def _business_of(made: Made) -> pb.Business:
+    assert made.business is not None
+    return _business(made.business)
+
+
+def _user(user: users.User) -> pb.User:
+    return pb.User(
+        user_id=str(user.user_id),
+        email=user.email,
+        person_id=str(profile_ids.person_id(user.user_id)),
+        create_time=timestamp(user.created_at),
+    )
+
+
+def _business(business: users.Business) -> pb.Business:
+    return pb.Business(
+        business_id=str(business.business_id),
+        profile_business_id=str(profile_ids.business_id(business.business_id)),
+        members=[pb.Member(user_id=str(member.user_id), role=role_to(member.role)) for member in business.members],
+        create_time=timestamp(business.created_at),
+    )
+
+
+def _invitation(invitation: users.Invitation) -> pb.Invitation:
+    return pb.Invitation(
+        invitation_id=str(invitation.invitation_id),
+        business_id=str(invitation.business_id),
+        email=invitation.email,
+        role=role_to(invitation.role),
+        expire_time=timestamp(invitation.expires_at),
+        accepted_by_user_id=str(invitation.accepted_by or ""),
+    )

@@ -1,0 +1,60 @@
+"""The tables as the statements see them. Their constraints are in `migrations/`.
+
+An account holds no facts of the real world: those live in profiles. The address to sign in with is identity's own.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from tandem.runtime.migrations import Migrations
+
+SCHEMA = "identity"
+
+MIGRATIONS = Migrations("identity_stub", schema=SCHEMA, version_table="identity_version")
+
+EMAIL_KEY = "users_email_key"
+"""The unique index on lower(email)."""
+
+
+def _table(name: str, *columns: sa.Column[object]) -> sa.Table:
+    return sa.Table(name, sa.MetaData(), *columns, sa.Column("created_at", sa.DateTime(timezone=True)), schema=SCHEMA)
+
+
+users = _table(
+    "users",
+    sa.Column("user_id", sa.Uuid, primary_key=True),
+    sa.Column("email", sa.Text),
+)
+
+businesses = _table("businesses", sa.Column("business_id", sa.Uuid, primary_key=True))
+
+members = _table(
+    "members",
+    sa.Column("business_id", sa.Uuid, primary_key=True),
+    sa.Column("user_id", sa.Uuid, primary_key=True),
+    sa.Column("role", sa.Text, primary_key=True),
+)
+
+invitations = _table(
+    "invitations",
+    sa.Column("invitation_id", sa.Uuid, primary_key=True),
+    sa.Column("business_id", sa.Uuid),
+    sa.Column("inviter_user_id", sa.Uuid),
+    sa.Column("email", sa.Text),
+    sa.Column("role", sa.Text),
+    sa.Column("expires_at", sa.DateTime(timezone=True)),
+    sa.Column("accepted_by", sa.Uuid),
+)
+
+requests = _table(
+    "requests",
+    sa.Column("caller", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text),
+    sa.Column("content_hash", sa.LargeBinary),
+    sa.Column("user_id", sa.Uuid),
+    sa.Column("business_id", sa.Uuid),
+    sa.Column("invitation_id", sa.Uuid),
+    sa.Column("transaction_id", sa.Uuid),
+)

@@ -1,0 +1,1 @@
+"""The laboratory: everything that tries the product. Not shipped."""
