@@ -12,13 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine, Row
 
 from coordinator.config import Settings
@@ -28,10 +22,9 @@ from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS, grants
 from tandem.coordinator.tables import log as logs
-from tandem.runtime.database import check_server, create_engine, owned
+from tandem.runtime.database import check_server, owned
 from tandem.runtime.errors import ConfigurationError
-from tandem.runtime.postgres import EmbeddedPostgres
-from tandem.runtime.process import run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -48,11 +41,13 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._stopping = threading.Event()
         with ExitStack() as stack:
-            url = _url(settings, stack)
+            url = database_url(settings, settings.embedded_database, stack)
             registry = CollectorRegistry()
-            coordinator = _coordinator(settings, _engine(url, settings.database_pool, stack), registry, stack)
+            coordinator = _coordinator(
+                settings, open_engine(url, "coordinator", stack, pool_size=settings.database_pool), registry, stack
+            )
             # Resolve's own connections: nothing else can take them (R4).
-            resolving = DecisionLog(_engine(url, RESERVED[RESOLVE], stack), settings.times)
+            resolving = DecisionLog(open_engine(url, "coordinator", stack, pool_size=RESERVED[RESOLVE]), settings.times)
 
             self._server = Server(
                 settings.listen,
@@ -64,7 +59,7 @@ class App:
             stack.callback(self._server.drain, settings.drain_s)
             CoordinatorServicer(coordinator, resolving).add_to(self._server)
 
-            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
             self._schedule(_recovery(settings, coordinator), settings.recovery_interval_s, stack)
             stack.callback(self._server.serving, False)
@@ -110,7 +105,7 @@ def serve(settings: Settings) -> None:
 def migrate(settings: Settings, *, runtime_role: str | None = None) -> list[tuple[str, str]]:
     """Brings the decision log to this code's revision: (package, revision). `runtime_role` gets what it needs (R2)."""
     with ExitStack() as stack:
-        engine = _engine(_url(settings, stack), 2, stack)
+        engine = _database(settings, stack, 2)
         check_server(engine)
         if runtime_role is not None and not _role_exists(engine, runtime_role):
             raise ConfigurationError("there is no such role in the database: create it first (CREATE ROLE … LOGIN)")
@@ -138,31 +133,22 @@ def recover(settings: Settings) -> int:
     """One recovery, at once; how many deliveries it made."""
     configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
     with ExitStack() as stack:
-        engine = _engine(_url(settings, stack), settings.database_pool, stack)
+        engine = _database(settings, stack, settings.database_pool)
         return _recovery(settings, _coordinator(settings, engine, CollectorRegistry(), stack)).run_once()
 
 
 def log_ids(settings: Settings) -> Sequence[Row[Any]]:
     """The log's ids (log_id, current, since), the current one first: former ones are still answered for (R17)."""
     with ExitStack() as stack:
-        engine = _engine(_url(settings, stack), 2, stack)
+        engine = _database(settings, stack, 2)
         MIGRATIONS.check(engine, command=MIGRATE)
         with owned(engine) as connection:
             return connection.execute(sa.select(logs).order_by(logs.c.current.desc(), logs.c.since.desc())).all()
 
 
-def _url(settings: Settings, stack: ExitStack) -> str:
-    """The URL of the initiator's database, or of the one in the embedded PostgreSQL."""
-    if settings.database_url is not None:
-        return settings.database_url
-    embedded = stack.enter_context(EmbeddedPostgres(settings.data_folder))
-    return embedded.database_url(settings.embedded_database)
-
-
-def _engine(url: str, pool_size: int, stack: ExitStack) -> Engine:
-    engine = create_engine(url, pool_size=pool_size, name="coordinator")
-    stack.callback(engine.dispose)
-    return engine
+def _database(settings: Settings, stack: ExitStack, pool_size: int) -> Engine:
+    url = database_url(settings, settings.embedded_database, stack)
+    return open_engine(url, "coordinator", stack, pool_size=pool_size)
 
 
 def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry, stack: ExitStack) -> Coordinator:
@@ -188,22 +174,3 @@ def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry
 
 def _recovery(settings: Settings, coordinator: Coordinator) -> Recovery:
     return Recovery(coordinator.log, coordinator.participants, coordinator.metrics, batch=settings.recovery_batch)
-
-
-def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
-    """Starts the page; its host:port, or "" where there is to be none."""
-    if not listen:
-        return ""
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
-    host, _, port = listen.rpartition(":")
-    try:
-        page, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except ValueError:
-        raise ConfigurationError("COORDINATOR_METRICS_LISTEN must be host:port") from None
-    except (OSError, OverflowError):
-        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
-    stack.callback(thread.join, 5)
-    stack.callback(page.server_close)
-    stack.callback(page.shutdown)
-    return f"{host}:{page.server_port}"

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Annotated
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
-
-from tandem.runtime.config import ProcessSettings
-
-_NAME = r"[a-z][a-z0-9-]{0,62}"
-_ASSIGNMENT = re.compile(rf"\s*({_NAME})\s*=\s*(\S+)\s*")
+from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
 
 
 class Settings(ProcessSettings):
@@ -22,7 +15,7 @@ class Settings(ProcessSettings):
 
     name: str = Field(
         "identity",
-        pattern=f"^{_NAME}$",
+        pattern=f"^{NAME_PATTERN}$",
         description="the coordinator's name, as participants are configured with it: the one that the initiator uses",
     )
     database_url: str | None = Field(
@@ -39,41 +32,10 @@ class Settings(ProcessSettings):
     metrics_listen: str = Field(
         "127.0.0.1:9092", description="host:port of the metrics page; port 0 takes a free one; empty: none"
     )
-    participants: Annotated[dict[str, str], NoDecode] = Field(
+    participants: Targets = Field(
         {"profiles": "127.0.0.1:50051"},
-        min_length=1,
         description="the participants, and where each is found: name=target,name=target with gRPC targets such as"
         " dns:///host:port, or a JSON object",
     )
     recovery_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one recovery to the next")
     recovery_batch: int = Field(500, ge=1, le=1000, description="decisions that a recovery takes up at a time")
-
-    @field_validator("participants", mode="before")
-    @classmethod
-    def _read_participants(cls, value: object) -> object:
-        """name=target,…: a comma inside a target is one that no name follows."""
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("{"):
-            try:
-                return json.loads(value)
-            except ValueError:
-                raise ValueError("starts like a JSON object and is none") from None
-        participants: dict[str, str] = {}
-        for part in re.split(rf",(?=\s*{_NAME}\s*=)", value):
-            match = _ASSIGNMENT.fullmatch(part)
-            if match is None:
-                raise ValueError("must be name=target,name=target or a JSON object")
-            if match[1] in participants:
-                raise ValueError("names a participant twice")
-            participants[match[1]] = match[2]
-        return participants
-
-    @field_validator("participants")
-    @classmethod
-    def _check_participants(cls, value: dict[str, str]) -> dict[str, str]:
-        if not all(re.fullmatch(_NAME, name) for name in value):
-            raise ValueError("a participant's name has 1 to 63 lower-case letters, digits and -, a letter first")
-        if not all(value.values()):
-            raise ValueError("each participant needs a target")
-        return value

@@ -10,13 +10,7 @@ from datetime import UTC, datetime
 
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
 
 from identity_stub import tables
@@ -33,8 +27,7 @@ from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
-from tandem.runtime.postgres import EmbeddedPostgres
-from tandem.runtime.process import run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -52,8 +45,8 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._stopping = threading.Event()
         with ExitStack() as stack:
-            url = _url(settings, stack)
-            engine = _engine(url, settings, stack)
+            url = database_url(settings, "identity", stack)
+            engine = open_engine(url, "identity", stack, pool_size=settings.database_pool)
             registry = CollectorRegistry()
             coordinator = Coordinator(
                 engine,
@@ -81,7 +74,7 @@ class App:
             if settings.serve_coordinator:
                 CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
 
-            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
             if settings.serve_coordinator:
                 recovery = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
@@ -129,7 +122,7 @@ def serve(settings: Settings) -> None:
 def migrate(settings: Settings) -> list[tuple[str, str]]:
     """Brings the database to this code's revisions: (package, revision) of each."""
     with ExitStack() as stack:
-        engine = _engine(_url(settings, stack), settings, stack)
+        engine = _database(settings, stack)
         check_server(engine)
         for migrations in MIGRATIONS:
             migrations.upgrade(engine)
@@ -145,7 +138,7 @@ def migrations_sql() -> str:
 def sources(settings: Settings) -> Iterator[Sources]:
     """For `explain`: reads only, beside a server that may run or not."""
     with ExitStack() as stack:
-        engine = _engine(_url(settings, stack), settings, stack)
+        engine = _database(settings, stack)
         for migrations in MIGRATIONS:
             migrations.check(engine, command=MIGRATE)
         participants = Participants(settings.participants)
@@ -153,17 +146,8 @@ def sources(settings: Settings) -> Iterator[Sources]:
         yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name, settings.times)
 
 
-def _url(settings: Settings, stack: ExitStack) -> str:
-    """The URL of the database that is configured, or of the embedded one."""
-    if settings.database_url is not None:
-        return settings.database_url
-    return stack.enter_context(EmbeddedPostgres(settings.data_folder)).database_url("identity")
-
-
-def _engine(url: str, settings: Settings, stack: ExitStack) -> Engine:
-    engine = create_engine(url, pool_size=settings.database_pool, name="identity")
-    stack.callback(engine.dispose)
-    return engine
+def _database(settings: Settings, stack: ExitStack) -> Engine:
+    return open_engine(database_url(settings, "identity", stack), "identity", stack, pool_size=settings.database_pool)
 
 
 def _check(settings: Settings, engine: Engine, decision_log: DecisionLog) -> None:
@@ -177,22 +161,3 @@ def _check(settings: Settings, engine: Engine, decision_log: DecisionLog) -> Non
             f"decisions wait for {', '.join(unknown)} to acknowledge, which IDENTITY_PARTICIPANTS does not name: "
             "put it back until they are delivered"
         )
-
-
-def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
-    """Starts the page; its host:port, or "" where there is to be none."""
-    if not listen:
-        return ""
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
-    host, _, port = listen.rpartition(":")
-    try:
-        page, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except ValueError:
-        raise ConfigurationError("IDENTITY_METRICS_LISTEN must be host:port") from None
-    except (OSError, OverflowError):
-        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
-    stack.callback(thread.join, 5)
-    stack.callback(page.server_close)
-    stack.callback(page.shutdown)
-    return f"{host}:{page.server_port}"

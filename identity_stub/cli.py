@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date, datetime
 from enum import Enum
@@ -28,24 +25,15 @@ from identity_stub.client import Identity
 from identity_stub.config import Settings
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tandem.runtime.config import described, load
-from tandem.runtime.database import explained
+from tandem.runtime.cli import plainly, process_cli
+from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
-from tandem.runtime.telemetry import frames
 
-_SETTINGS = "\n\n".join(
-    f"[bold]{escape(variable)}[/] [dim]\\[{escape(default)}][/] {escape(meaning)}"
-    for variable, default, meaning in described(Settings)
-)
-
-cli = typer.Typer(
-    help="Users and businesses as accounts: the initiator that makes each together with its profile. "
-    "Without a command: serve.",
-    epilog=f"Settings, from the environment \\[default]:\n\n{_SETTINGS}",
-    add_completion=False,
-    rich_markup_mode="rich",
-    # Its tracebacks show local variables, and those hold persons.
-    pretty_exceptions_enable=False,
+cli = process_cli(
+    "identity_stub",
+    "Users and businesses as accounts: the initiator that makes each together with its profile.",
+    Settings,
+    lambda: app.serve(load(Settings)),
 )
 
 Server = Annotated[
@@ -60,41 +48,17 @@ EntityType = Enum(  # type: ignore[misc]
 )
 
 
-@cli.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
-    """Serves, where no command is given."""
-    if context.invoked_subcommand is None:
-        serve()
-
-
-@cli.command(help="Serve until SIGTERM or SIGINT; then finish what runs and stop.")
-def serve() -> None:
-    """Runs the process."""
-    with _plainly():
-        app.serve(load(Settings))
-
-
 @cli.command(help="Bring the database to this code's revisions. Can be run again, by several at once.")
 def migrate(
     sql: Annotated[bool, typer.Option("--sql", help="Print what would be run on an empty database instead.")] = False,
 ) -> None:
     """Runs or prints the migrations, the decision log's included."""
-    with _plainly():
+    with plainly("identity_stub"):
         if sql:
             print(app.migrations_sql())
         else:
             for package, revision in app.migrate(load(Settings)):
                 print(f"{package} is at revision {revision}")
-
-
-@cli.command(help="Show each setting: its environment variable, its default, its meaning.")
-def settings() -> None:
-    """Prints a table."""
-    table = Table("Variable", "Default", "Meaning")
-    table.columns[0].no_wrap = True
-    for variable, default_, meaning in described(Settings):
-        table.add_row(escape(variable), escape(default_), escape(meaning))
-    Console().print(table)
 
 
 @cli.command("sign-up", help="Sign one person up, with a business or without; prints the ids.")
@@ -113,7 +77,7 @@ def sign_up(
     server: Server = None,
 ) -> None:
     """Calls SignUp or CreateUser, repeated until there is an answer."""
-    with _plainly():
+    with plainly("identity_stub"):
         request_id = request_id or f"cli-{uuid4()}"
         person = person_pb2.Person(
             name=person_pb2.PersonName(
@@ -160,7 +124,7 @@ def import_(
     server: Server = None,
 ) -> None:
     """Runs the import with a progress bar, then lists what did not come in. Exit code 1 where something failed."""
-    with _plainly():
+    with plainly("identity_stub"):
         persons = importing.read_persons(persons_csv)
         businesses = importing.read_businesses(businesses_csv)
         console = Console()
@@ -195,7 +159,7 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with all that is known.")] = False,
 ) -> None:
     """Reads identity's database and asks the participants."""
-    with _plainly():
+    with plainly("identity_stub"):
         with app.sources(load(Settings)) as sources:
             stories = explaining.explain(sources, asked)
         if as_json:
@@ -247,19 +211,3 @@ def _date(text: str) -> date_pb2.Date | None:
 
 def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value) if isinstance(value, UUID) else repr(value)
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """One sentence instead of a traceback: exit code 2 for what a person must set right, 1 for anything else."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as caught:
-        error = explained(caught)
-        print(f"identity_stub: {error.message}", file=sys.stderr)
-        if error.reason is Reason.INTERNAL:
-            print(frames(caught), file=sys.stderr)
-        raise typer.Exit(2 if error.reason in (Reason.CONFIGURATION, Reason.SCHEMA_UNKNOWN) else 1) from None

@@ -10,13 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
 
 from profiles_server import tables
@@ -30,10 +24,9 @@ from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
 from tandem.participant.tables import prepared_transaction
-from tandem.runtime.database import check_server, create_engine, owned
+from tandem.runtime.database import check_server, owned
 from tandem.runtime.errors import ConfigurationError
-from tandem.runtime.postgres import EmbeddedPostgres
-from tandem.runtime.process import run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -65,7 +58,7 @@ class App:
             ProfilesServicer(engine).add_to(self._server)
 
             registry.register(PreparedCollector(engine, settings.coordinators))
-            self.metrics_address = _metrics_page(settings.metrics_listen, registry, stack)
+            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
             self._schedule(sweeper, settings.sweep_interval_s, stack)
             stack.callback(self._server.serving, False)
@@ -134,13 +127,7 @@ def sweep(settings: Settings) -> int:
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:
-    """The engine of the database that is configured, or of the embedded one."""
-    url = settings.database_url
-    if url is None:
-        url = stack.enter_context(EmbeddedPostgres(settings.data_folder)).database_url("profiles")
-    engine = create_engine(url, pool_size=settings.database_pool, name="profiles")
-    stack.callback(engine.dispose)
-    return engine
+    return open_engine(database_url(settings, "profiles", stack), "profiles", stack, pool_size=settings.database_pool)
 
 
 def _check(settings: Settings, engine: Engine) -> None:
@@ -177,22 +164,3 @@ def _participant(
     resolver = Resolver(participant, settings.coordinators)
     stack.callback(resolver.close)
     return Sweeper(engine, resolver, metrics, batch=settings.sweep_batch), participant
-
-
-def _metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
-    """Starts the page; its host:port, or "" where there is to be none."""
-    if not listen:
-        return ""
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
-    host, _, port = listen.rpartition(":")
-    try:
-        page, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except ValueError:
-        raise ConfigurationError("PROFILES_METRICS_LISTEN must be host:port") from None
-    except (OSError, OverflowError):
-        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
-    stack.callback(thread.join, 5)
-    stack.callback(page.server_close)
-    stack.callback(page.shutdown)
-    return f"{host}:{page.server_port}"

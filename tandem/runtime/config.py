@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.times import DAY_S, Times
 
 S = TypeVar("S", bound="ProcessSettings")
+
+NAME_PATTERN = r"[a-z][a-z0-9-]{0,62}"
+"""Names of coordinators and participants."""
+
+_ASSIGNMENT = re.compile(rf"\s*({NAME_PATTERN})\s*=\s*(\S+)\s*")
+
+
+def _read_targets(value: object) -> object:
+    """name=target,…: a comma inside a target is one that no name follows."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("starts like a JSON object and is none") from None
+    targets: dict[str, str] = {}
+    for part in re.split(rf",(?=\s*{NAME_PATTERN}\s*=)", value):
+        match = _ASSIGNMENT.fullmatch(part)
+        if match is None:
+            raise ValueError("must be name=target,name=target or a JSON object")
+        if match[1] in targets:
+            raise ValueError("has a name twice")
+        targets[match[1]] = match[2]
+    return targets
+
+
+def _check_targets(value: dict[str, str]) -> dict[str, str]:
+    if not all(re.fullmatch(NAME_PATTERN, name) for name in value):
+        raise ValueError("a name has 1 to 63 lower-case letters, digits and -, a letter first")
+    if not all(value.values()):
+        raise ValueError("each name needs a target")
+    return value
+
+
+Targets = Annotated[
+    dict[str, str], NoDecode, Field(min_length=1), BeforeValidator(_read_targets), AfterValidator(_check_targets)
+]
+"""name → gRPC target, from `name=target,name=target` or a JSON object."""
 
 
 class ProcessSettings(BaseSettings):

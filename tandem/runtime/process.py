@@ -1,13 +1,21 @@
-"""The life of a process: start, say where it listens, wait for SIGTERM or SIGINT, drain."""
+"""What the wiring of every process is made of: its database, its metrics page, its life until SIGTERM."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from sqlalchemy.engine import Engine
+
+from tandem.runtime.config import ProcessSettings
+from tandem.runtime.database import create_engine
+from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.failpoints import failpoint
+from tandem.runtime.postgres import EmbeddedPostgres
 from tandem.runtime.telemetry import logger
 
 log = logger("tandem.process")
@@ -31,3 +39,36 @@ def run_until_signal(stop: Callable[[], None]) -> None:
     log.info("draining")
     stop()
     log.info("stopped")
+
+
+def database_url(settings: ProcessSettings, embedded: str, stack: ExitStack) -> str:
+    """The URL of the database that is configured, or of `embedded` in the embedded PostgreSQL, kept by the stack."""
+    if settings.database_url is not None:
+        return settings.database_url
+    return stack.enter_context(EmbeddedPostgres(settings.data_folder)).database_url(embedded)
+
+
+def open_engine(url: str, name: str, stack: ExitStack, *, pool_size: int) -> Engine:
+    """An engine that the stack disposes of. name: what the database shows of it."""
+    made = create_engine(url, pool_size=pool_size, name=name)
+    stack.callback(made.dispose)
+    return made
+
+
+def metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
+    """Starts the page, which the stack stops; its host:port, or "" where `listen` is empty."""
+    if not listen:
+        return ""
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    host, _, port = listen.rpartition(":")
+    try:
+        page, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except ValueError:
+        raise ConfigurationError("METRICS_LISTEN must be host:port") from None
+    except (OSError, OverflowError):
+        raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
+    stack.callback(thread.join, 5)
+    stack.callback(page.server_close)
+    stack.callback(page.shutdown)
+    return f"{host}:{page.server_port}"

@@ -230,10 +230,10 @@ def test_they_refuse_a_database_that_is_not_migrated(house: Home, new_database: 
     [
         ("ledger=127.0.0.1:1", "must name profiles"),
         ("profiles", "must be name=target"),
-        ("profiles=a:1,profiles=b:1", "names a participant twice"),
+        ("profiles=a:1,profiles=b:1", "has a name twice"),
         ("{profiles", "starts like a JSON object and is none"),
-        ('{"Profiles": "a:1", "profiles": "b:1"}', "a participant's name has"),
-        ('{"profiles": ""}', "each participant needs a target"),
+        ('{"Profiles": "a:1", "profiles": "b:1"}', "a name has"),
+        ('{"profiles": ""}', "each name needs a target"),
     ],
 )
 def test_participants_that_are_none(value: str, says: str) -> None:
