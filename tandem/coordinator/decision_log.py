@@ -34,6 +34,10 @@ FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_time
 BUDGET_S = 2.0
 """For one Resolve, however many ids are stalled (R4)."""
 
+MARK_LOCK_TIMEOUT_MS = 500
+MARK_BUDGET_S = 2.0
+"""What a mark waits for a row that somebody else holds, and for all rows of a batch: a mark may be lost (R12, R16)."""
+
 CHECKS = {
     "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
     "decision_check_wrong_log": Reason.WRONG_LOG,
@@ -89,13 +93,14 @@ class DecisionLog:
 
     def log_id(self, *, fresh: bool = False) -> UUID:
         """The current log's id. Cached: the deciding INSERT checks it again (R17)."""
-        if self._log_id is None or fresh:
+        found = None if fresh else self._log_id
+        if found is None:
             with owned(self.engine) as connection:
                 found = connection.execute(sa.select(log.c.log_id).where(log.c.current)).scalar_one_or_none()
             if found is None:
                 raise ConfigurationError("the decision log has no current log_id: run the migrations")
             self._log_id = found
-        return self._log_id
+        return found
 
     # --- deciding -------------------------------------------------------------------------------------------
 
@@ -137,6 +142,8 @@ class DecisionLog:
 
         Raises a database error if the log can't be read at all.
         """
+        if fence:
+            self._log_id = None  # something went wrong, and it may be that the log was renewed (R17)
         ordered = sorted(set(keys))
         looked: dict[TransactionKey, Looked] = {}
         with local_transaction(self.engine, FENCE_LIMITS) as connection:
@@ -272,29 +279,49 @@ class DecisionLog:
 
     def make_due(self, participant: str, within_s: float) -> None:
         """A peer that answers again: what waited for it is due now (R11)."""
-        statement = (
-            sa.update(d)
+        free = (
+            sa.select(d.c.coordinator, d.c.transaction_id)
             .where(
                 _waits_for(participant),
                 d.c.undelivered != sa.literal_column("'{}'::text[]"),
                 d.c.attempts > 0,
                 d.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(within_s)),
             )
+            .with_for_update(skip_locked=True)
+            .cte("free")
+        )
+        statement = (
+            sa.update(d)
+            .where(d.c.coordinator == free.c.coordinator, d.c.transaction_id == free.c.transaction_id)
             .values(next_attempt_at=sa.func.now())
         )
         with owned(self.engine) as connection:
             connection.execute(statement)
 
     def _mark(self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], **values: Any) -> None:
-        if not keys:
-            return
+        """Changes these rows. One that is locked keeps no other from its mark. Raises the first error, after all."""
+        # The limit comes with the statement: a local transaction of its own would cost every signup two round trips.
+        # A condition is looked at before the row is locked, and this one, being volatile, not before it is executed.
+        limit = sa.select(sa.func.set_config("lock_timeout", str(MARK_LOCK_TIMEOUT_MS), sa.true())).scalar_subquery()
         statement = (
             sa.update(d)
-            .where(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id, where)
+            .where(
+                limit.is_not(None),
+                d.c.coordinator == _keys.c.coordinator,
+                d.c.transaction_id == _keys.c.transaction_id,
+                where,
+            )
             .values(**values)
         )
-        with owned(self.engine) as connection:
-            connection.execute(statement, {"keys": [key.row() for key in sorted(keys)]})
+
+        def mark(some: Sequence[TransactionKey]) -> list[None]:
+            with owned(self.engine) as connection:
+                connection.execute(statement, {"keys": [key.row() for key in some]})
+            return [None] * len(some)
+
+        for error in redo(sorted(keys), mark, budget_s=MARK_BUDGET_S) if keys else ():
+            if error is not None:
+                raise error
 
     # --- for people -----------------------------------------------------------------------------------------
 
@@ -329,18 +356,21 @@ class DecisionLog:
                 )
             )
         if older_than_s is not None:
-            where.append(d.c.decided_at < sa.func.now() - seconds(older_than_s))
+            where.append(paging.older_than(d.c.decided_at, older_than_s))
         if coordinator:
             where.append(d.c.coordinator == coordinator)
         return paging.page(self.engine, d, where, size=size, token=token)
 
     def unknown_participants(self, configured: Iterable[str]) -> set[str]:
-        """Names in undelivered rows that the configuration no longer has (R17)."""
-        names: sa.Select[tuple[Any]] = sa.select(sa.func.unnest(d.c.undelivered)).where(
+        """Names in undelivered rows, parked deliveries included, that the configuration no longer has (R17)."""
+        waiting: sa.Select[tuple[Any]] = sa.select(sa.func.unnest(d.c.undelivered)).where(
             d.c.undelivered != sa.literal_column("'{}'::text[]")
         )
+        parked: sa.Select[tuple[Any]] = sa.select(sa.func.jsonb_object_keys(d.c.parked)).where(
+            d.c.parked != sa.literal_column("'{}'::jsonb")
+        )
         with owned(self.engine) as connection:
-            return set(connection.execute(names.distinct()).scalars()) - set(configured)
+            return set(connection.execute(waiting.union(parked)).scalars()) - set(configured)
 
 
 def _text(constant: str) -> sa.ColumnElement[str]:

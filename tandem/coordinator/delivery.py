@@ -49,28 +49,26 @@ class Delivery:
             for name, errors in self._participants.commit(asked, by=by, until=until).items()
         }
         failpoint("driver.after_commit" if by == transaction_pb2.RESOLVED_BY_COORDINATOR else "recovery.after_commit")
-        try:
-            self._mark(answered)
-        except DATABASE_ERRORS as error:
-            log.warning("deliveries not marked", exception=frames(error))
+        for name, some in answered.items():
+            try:
+                self._mark(name, some)
+            except DATABASE_ERRORS as error:
+                log.warning("deliveries not marked", participant=name, exception=frames(error))
         return answered
 
-    def _mark(self, answered: Answers) -> None:
-        self._log.delivered(
-            {name: [key for key, error in some.items() if error is None] for name, some in answered.items()}
-        )
-        for name, some in answered.items():
-            contradictions = {
-                key: error.reason.value for key, error in some.items() if error and error.reason in _PARKING
-            }
-            if contradictions:
-                self._log.park(name, contradictions)
-            for key, reason in contradictions.items():
-                self._metrics.contradictions.labels(reason).inc()
-                log.error("contradiction: delivery parked", transaction=str(key), participant=name, reason=reason)
+    def _mark(self, name: str, answers: Mapping[TransactionKey, TandemError | None]) -> None:
+        contradictions = {
+            key: error.reason.value for key, error in answers.items() if error and error.reason in PARKING
+        }
+        for key, reason in contradictions.items():
+            self._metrics.contradictions.labels(reason).inc()
+            log.error("contradiction: delivery to be parked", transaction=str(key), participant=name, reason=reason)
+        if contradictions:
+            self._log.park(name, contradictions)
+        self._log.delivered({name: [key for key, error in answers.items() if error is None]})
 
 
-_PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED}
+PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED}
 """Answers to Commit that no repeat can change (design §2, marked ‡)."""
 
 
@@ -107,8 +105,14 @@ class Confirmer:
         """Confirms in the background. A full queue drops: recovery has it."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="confirm", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="confirm", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread to be had; after the commit point nothing raises
+                    log.warning("no thread to confirm in the background", exception=frames(error))
+                    self._metrics.confirms_dropped.inc(len(txs))
+                    return
+                self._thread = thread
         for tx in txs:
             try:
                 self._waiting.put_nowait(tx)

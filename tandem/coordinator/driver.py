@@ -33,7 +33,7 @@ from tandem.coordinator.participants import Participants, Preparing
 from tandem.coordinator.transaction import Decided, Outcome, Phase, Standing, Vote, tally
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.database import Limits, explained
-from tandem.runtime.errors import InvalidRequest, Reason, Violation
+from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames, logger
@@ -394,9 +394,17 @@ class Coordinator:
         if not asked:
             return
         try:
-            self.participants.abort(asked, by=transaction_pb2.RESOLVED_BY_COORDINATOR, until=time.monotonic() + ABORT_S)
+            answers = self.participants.abort(
+                asked, by=transaction_pb2.RESOLVED_BY_COORDINATOR, until=time.monotonic() + ABORT_S
+            )
         except Exception as error:  # R12's twin: an Abort that gets lost changes nothing
             log.warning("abort not delivered", exception=frames(error))
+            return
+        for name, errors in answers.items():
+            for key, answer in zip(asked[name], errors, strict=True):
+                if answer is not None and answer.reason in CONTRADICTIONS:
+                    self.metrics.contradictions.labels(answer.reason.value).inc()
+                    log.error("contradiction", transaction=str(key), participant=name, reason=answer.reason.value)
 
     def _confirm(self, txs: Sequence[Transaction], confirm: Confirm) -> None:
         """Brings Commit to everybody, now or in the background. Never raises (R12)."""

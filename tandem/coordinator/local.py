@@ -166,9 +166,7 @@ class UsingSession:
         if session.twophase:
             raise LocalTransactionRefused("a Session with twophase=True can't carry the commit point")
         if type(session).get_bind is not Session.get_bind:
-            raise LocalTransactionRefused(
-                "a Session that routes by its own get_bind() can't carry the commit point"
-            )
+            raise LocalTransactionRefused("a Session that routes by its own get_bind() can't carry the commit point")
         binds = {id(bind): bind for bind in _binds(session)}
         if len(binds) != 1:
             raise LocalTransactionRefused(

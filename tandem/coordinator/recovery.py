@@ -13,15 +13,16 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Row
 
 from tandem.coordinator.decision_log import DecisionLog
-from tandem.coordinator.delivery import Delivery
+from tandem.coordinator.delivery import PARKING, Delivery
 from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.participants import Participants
 from tandem.coordinator.tables import decision as d
+from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.claims import Peers, claim
-from tandem.runtime.errors import TandemError
+from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import logger
+from tandem.runtime.telemetry import frames, logger
 from tandem.v1 import transaction_pb2
 
 log = logger("tandem.recovery")
@@ -58,9 +59,19 @@ class Recovery:
 
     def run_once(self) -> int:
         """One run: how many deliveries it made. Raises only if the own database can't serve."""
+        probes = self._peers.due_probes()
+        # A peer that hangs costs its probe the whole deadline: the others don't wait for that.
+        made = self._run_healthy()
+        for participant in probes:
+            made += self._run([participant], limit=1, probe=True)[1]
+        if set(probes) - set(self._peers.failing()):
+            made += self._run_healthy()
+        self._metrics.recovery_last_success.set(self._clock())
+        return made
+
+    def _run_healthy(self) -> int:
+        """Everything that is due at participants not known to fail: how many deliveries it made."""
         made = 0
-        for participant in self._peers.due_probes():
-            made += self._run([participant], limit=1)[1]
         for _ in range(MAX_ROUNDS):
             healthy = sorted(self._names - set(self._peers.failing()))
             if not healthy:
@@ -69,14 +80,13 @@ class Recovery:
             made += some
             if claimed < self._batch:
                 break
-        self._metrics.recovery_last_success.set(self._clock())
         return made
 
-    def _run(self, peers: Sequence[str], *, limit: int) -> tuple[int, int]:
+    def _run(self, peers: Sequence[str], *, limit: int, probe: bool = False) -> tuple[int, int]:
         """Claims once and delivers to these peers: (claimed, delivered)."""
         waiting_for = sa.cast(sa.literal(list(peers)), ARRAY(sa.Text))
         due = [d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.undelivered.overlap(waiting_for)]
-        rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S)
+        rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S, probe=probe)
         failpoint("recovery.after_claim")
         asked: dict[str, list[TransactionKey]] = {}
         for row in rows:
@@ -96,10 +106,14 @@ class Recovery:
         failed = {key: error for key, error in answers.items() if error is not None}
         made = len(answers) - len(failed)
         self._metrics.recovered.inc(made)
-        for key, error in failed.items():
-            self._metrics.recovery_errors.labels(error.reason.value).inc()
-            self._log.failed([key], error.reason.value)
-        if failed and not made:
+        for reason in {error.reason for error in failed.values()}:
+            keys = [key for key, error in failed.items() if error.reason is reason]
+            self._metrics.recovery_errors.labels(reason.value).inc(len(keys))
+            try:
+                self._log.failed(keys, reason.value)
+            except DATABASE_ERRORS as error:  # a note for people; somebody else holds the row
+                log.warning("reason not noted", exception=frames(error))
+        if failed and not made and not any(error.reason in _ROWS_OWN for error in failed.values()):
             self._peers.failed(participant)
             log.warning(
                 "participant did not acknowledge",
@@ -110,6 +124,10 @@ class Recovery:
         elif self._peers.answered(participant):
             self._log.make_due(participant, LEASE_S)
         return made
+
+
+_ROWS_OWN = PARKING | {Reason.IN_PROGRESS, Reason.PUBLISHED_NOT_STAGED, Reason.TRANSACTION_AHEAD}
+"""Answers about one transaction: the participant itself is well, and its other rows need not wait (R11)."""
 
 
 def _undelivered(row: Row[tuple[object, ...]]) -> list[str]:

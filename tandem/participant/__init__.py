@@ -1,5 +1,30 @@
 """The participant: makes any service one that can stage writes for a transaction and later publish or discard them.
 
-A service writes a `resource.Resource`, wraps it in a `participant.Participant`, serves it by
-`servicer.ParticipantServicer` and runs a `sweeper.Sweeper`. Nothing here knows what the writes are.
+A service writes a `Resource`, wraps it in a `Participant`, serves it by `ParticipantServicer` and runs a `Sweeper`.
+Nothing here knows what the writes are. How it is used: `help(tandem)`.
 """
+
+from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.participant import Participant
+from tandem.participant.resolver import Resolver
+from tandem.participant.resource import Accepted, HeldBy, Refused, Resource, Staged, Staging, Write
+from tandem.participant.servicer import ParticipantServicer
+from tandem.participant.sweeper import Sweeper
+from tandem.participant.tables import MIGRATIONS
+
+__all__ = [
+    "MIGRATIONS",
+    "Accepted",
+    "HeldBy",
+    "Participant",
+    "ParticipantMetrics",
+    "ParticipantServicer",
+    "PreparedCollector",
+    "Refused",
+    "Resolver",
+    "Resource",
+    "Staged",
+    "Staging",
+    "Sweeper",
+    "Write",
+]

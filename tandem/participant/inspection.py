@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine, Row
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import State
 from tandem.runtime import paging
-from tandem.runtime.database import owned, seconds
+from tandem.runtime.database import owned
 from tandem.runtime.identifiers import TransactionKey
 
 
@@ -42,7 +42,7 @@ def page(
     if state is State.PREPARED:
         where.append(~t.c.confirmed)  # always true of them, and lets the partial index find them
     if older_than_s is not None:
-        where.append(t.c.prepared_at < sa.func.now() - seconds(older_than_s))
+        where.append(paging.older_than(t.c.prepared_at, older_than_s))
     if coordinator:
         where.append(t.c.coordinator == coordinator)
     return paging.page(engine, t, where, size=size, token=token)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine
 
@@ -25,7 +26,7 @@ from tandem.runtime.digest import differing, transaction_digest, write_digests
 from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
-from tandem.runtime.telemetry import logger
+from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.times import Times
 
 log = logger("tandem.participant")
@@ -128,6 +129,9 @@ class Participant:
                 answers.append(None)
             except InvalidRequest as error:
                 answers.append(error)
+            except Exception as error:  # a plug's mistake over one write must not fail the neighbours
+                log.error("a write could not be read", transaction=str(ask.key), exception=frames(error))
+                answers.append(TandemError("a write could not be read", transaction_id=ask.key.transaction_id))
         order = sorted(ready)
         done = dict(zip(order, redo([ready[key] for key in order], self._prepare), strict=True))
         result = [done[ask.key] if answer is None else answer for ask, answer in zip(asks, answers, strict=True)]
@@ -165,6 +169,11 @@ class Participant:
                 writes.append(self._resource.parse(write))
             except InvalidRequest as error:
                 raise error.below(f"writes[{position}]") from None
+            except (DecodeError, UnicodeDecodeError) as error:
+                raise InvalidRequest(
+                    [Violation(f"writes[{position}].value", "is not a message of its type")],
+                    reason=Reason.MALFORMED_MESSAGE,
+                ) from error
         return _Ready(ask, write_digests(ask.writes), writes)
 
     def _prepare(self, batch: Sequence[_Ready]) -> list[Yes | TandemError]:
@@ -285,7 +294,7 @@ class Participant:
         done = dict(zip(rest, redo(rest, lambda batch: work(batch, by)), strict=True))
         answers = [wrong[key] if key in wrong else done[key] for key in keys]
         for key, answer in zip(keys, answers, strict=True):
-            if answer is not None and (answer.reason in CONTRADICTIONS or answer.reason is _MISMATCH):
+            if answer is not None and answer.reason in _LOUD:
                 self.metrics.contradictions.labels(answer.reason.value).inc()
                 log.error("contradiction", transaction=str(key), reason=answer.reason.value, by=by.value)
         return answers
@@ -439,6 +448,9 @@ class Participant:
 
 
 _MISMATCH = Reason.PUBLISHED_NOT_STAGED
+
+_LOUD = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, _MISMATCH}
+"""Answers to Commit or Abort that page (R5: all that the table marks ‡; R7)."""
 
 _SENTENCES = {
     Reason.TRANSACTION_UNKNOWN: "nothing was ever prepared here for this transaction",

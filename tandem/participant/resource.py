@@ -62,7 +62,8 @@ class Resource(Protocol):
     """The plug. Four functions; none of them opens or ends a local transaction."""
 
     def parse(self, write: Any) -> Write:
-        """Reads one write. Raises InvalidRequest (UNKNOWN_TYPE for a type it doesn't know); touches no database."""
+        """Reads one write. Raises InvalidRequest (UNKNOWN_TYPE for a type it doesn't know; protobuf's own DecodeError
+        may pass); touches no database."""
         ...
 
     def stage(self, connection: Connection, stagings: Sequence[Staging]) -> Sequence[Staged]:

@@ -58,21 +58,31 @@ class Sweeper:
 
     def run_once(self) -> int:
         """One sweep: how many transactions it ended. Raises only if the own database can't serve."""
+        probes = self._peers.due_probes()
+        # A peer that hangs costs its probe the whole deadline: the others don't wait for that.
+        ended = self._sweep_healthy()
+        for coordinator in probes:
+            ended += self._sweep([t.c.coordinator == coordinator], limit=1, probe=True)[1]
+        if set(probes) - set(self._peers.failing()):
+            ended += self._sweep_healthy()
+        self._metrics.sweep_last_success.set(self._clock())
+        return ended
+
+    def _sweep_healthy(self) -> int:
+        """Everything that is due and whose coordinator is not known to fail: how many it ended."""
         ended = 0
-        for coordinator in self._peers.due_probes():
-            ended += self._sweep([t.c.coordinator == coordinator], limit=1)[1]
         for _ in range(MAX_ROUNDS):
             healthy = t.c.coordinator.not_in(self._peers.failing())
             claimed, some = self._sweep([healthy], limit=self._batch)
             ended += some
             if claimed < self._batch:
                 break
-        self._metrics.sweep_last_success.set(self._clock())
         return ended
 
-    def _sweep(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int) -> tuple[int, int]:
+    def _sweep(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int, probe: bool = False) -> tuple[int, int]:
         """Claims once and settles what was claimed: (claimed, ended)."""
-        rows = claim(self._engine, t, due=[~t.c.confirmed, t.c.parked.is_(None), *due], limit=limit, lease_s=LEASE_S)
+        in_doubt = [~t.c.confirmed, t.c.parked.is_(None), *due]
+        rows = claim(self._engine, t, due=in_doubt, limit=limit, lease_s=LEASE_S, probe=probe)
         self._metrics.sweep_claimed.inc(len(rows))
         failpoint("sweeper.after_claim")
         batches: dict[str, list[InDoubt]] = defaultdict(list)
@@ -109,39 +119,35 @@ class Sweeper:
         """Leaves them for later, with the reason."""
         self._metrics.sweep_errors.labels(reason).inc(len(keys))
         asked = records("keys", KEY_COLUMNS)
-        statement = (
-            sa.update(t)
-            .where(t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id, ~t.c.confirmed)
-            .values(last_error=reason)
-        )
-        with owned(self._engine) as connection:
-            connection.execute(statement, {"keys": [key.row() for key in sorted(keys)]})
+        ours = (t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id)
+        self._mark(*ours, last_error=reason, keys=[key.row() for key in sorted(keys)])
 
     def _park(self, key: TransactionKey) -> None:
         """R4, last row: no decision and too old for one. Only a person can say what happened."""
-        statement = (
-            sa.update(t)
-            .where(t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id, ~t.c.confirmed)
-            .values(parked=Outcome.EXPIRED.value, next_attempt_at=None)
-        )
-        with owned(self._engine) as connection:
-            connection.execute(statement)
-        log.error("parked: no decision, and its id has expired", transaction=str(key))
+        ours = (t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id)
+        if self._mark(*ours, parked=Outcome.EXPIRED.value, next_attempt_at=None):
+            log.error("parked: no decision, and its id has expired", transaction=str(key))
 
     def _make_due(self, coordinator: str) -> None:
         """A peer that answers again: what waited for it is due now (R11)."""
+        soon = t.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(LEASE_S))
+        self._mark(t.c.coordinator == coordinator, t.c.attempts > 0, soon, next_attempt_at=sa.func.now())
+
+    def _mark(self, *which: sa.ColumnElement[bool], keys: Sequence[object] = (), **values: object) -> int:
+        """Changes rows in doubt, and waits for none: one that another is working on is left to it (R11)."""
+        free = (
+            sa.select(t.c.coordinator, t.c.transaction_id)
+            .where(~t.c.confirmed, *which)
+            .with_for_update(of=t, skip_locked=True)
+            .cte("free")
+        )
         statement = (
             sa.update(t)
-            .where(
-                t.c.coordinator == coordinator,
-                ~t.c.confirmed,
-                t.c.attempts > 0,
-                t.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(LEASE_S)),
-            )
-            .values(next_attempt_at=sa.func.now())
+            .where(t.c.coordinator == free.c.coordinator, t.c.transaction_id == free.c.transaction_id)
+            .values(**values)
         )
         with owned(self._engine) as connection:
-            connection.execute(statement)
+            return connection.execute(statement, {"keys": keys} if keys else {}).rowcount
 
 
 def _in_doubt(row: Row[tuple[object, ...]]) -> InDoubt:

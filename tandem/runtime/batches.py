@@ -11,6 +11,9 @@ import sqlalchemy as sa
 
 from tandem.runtime.database import explained, is_serialization_failure, sqlstate
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.telemetry import frames, logger
+
+log = logger("tandem.batches")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -36,13 +39,13 @@ def redo(
     for _ in range(WHOLE_ATTEMPTS):
         try:
             return list(work(items))
-        except DATABASE_ERRORS as caught:
+        except Exception as caught:  # what one item made a plug or a driver raise must not fail its neighbours
             error = caught
             if not is_serialization_failure(caught) or time.monotonic() > until:
                 break
     assert error is not None
     if len(items) <= 1 or _is_away(error):
-        return [explained(error) for _ in items]
+        return [_told(error) for _ in items]
     answers: list[Answer | TandemError] = []
     for item in items:
         if time.monotonic() > until:
@@ -56,10 +59,18 @@ def _alone(item: Item, work: Callable[[Sequence[Item]], Sequence[Answer]]) -> Se
     for last in (False, True):
         try:
             return work([item])
-        except DATABASE_ERRORS as error:
+        except Exception as error:  # as above
             if last or not is_serialization_failure(error):
-                return [explained(error)]
+                return [_told(error)]
     raise AssertionError("unreachable")
+
+
+def _told(error: Exception) -> TandemError:
+    """The error as an item's answer; one that nobody foresaw is logged, since nothing else will know where it arose."""
+    told = explained(error)
+    if told.reason is Reason.INTERNAL:
+        log.error("an item failed", exception=frames(error))
+    return told
 
 
 def _is_away(error: Exception) -> bool:

@@ -20,18 +20,29 @@ PROBE_EVERY_S = 1.0
 
 
 def claim(
-    engine: Engine, table: sa.Table, *, due: Sequence[sa.ColumnElement[bool]], limit: int, lease_s: float
+    engine: Engine,
+    table: sa.Table,
+    *,
+    due: Sequence[sa.ColumnElement[bool]],
+    limit: int,
+    lease_s: float,
+    probe: bool = False,
 ) -> Sequence[Row[Any]]:
     """Takes up to `limit` rows whose `next_attempt_at` has come and which fit `due`; returns them whole.
 
     lease_s: for how long no other worker takes them; a worker that dies loses them after it.
+    probe: takes rows too whose lease still runs. The attempt that failed left all of a failing peer's rows with one,
+    and the peer is to be probed every second all the same; what two workers do at once is done once.
     """
     key = tuple(table.primary_key.columns)
     now = sa.func.now()
+    has_come = [table.c.next_attempt_at <= now]
+    if probe:
+        has_come = [table.c.next_attempt_at <= now + seconds(lease_s), sa.or_(table.c.attempts > 0, *has_come)]
     # A CTE with FOR UPDATE is evaluated once: a plain IN (… LIMIT n) may be planned to run again for each row.
     taken = (
         sa.select(*key)
-        .where(table.c.next_attempt_at <= now, *due)
+        .where(*has_come, *due)
         .order_by(table.c.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import owned
+from tandem.runtime.database import owned, seconds
 from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
 
 DEFAULT_SIZE = 100
+LONGEST_AGE_S = 1_000 * 366 * 86_400.0
+"""A longer one means the same, and PostgreSQL's calendar has a beginning."""
+
+_COORDINATOR = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
 def page(
@@ -41,6 +47,11 @@ def page(
     return rows[:size], _write(TransactionKey(last.coordinator, last.transaction_id))
 
 
+def older_than(column: sa.ColumnElement[datetime], age_s: float) -> sa.ColumnElement[bool]:
+    """Whether the column's time lies more than so many seconds back, by the database's clock (R13)."""
+    return column < sa.func.now() - seconds(min(age_s, LONGEST_AGE_S))
+
+
 def _write(last: TransactionKey) -> str:
     return base64.urlsafe_b64encode(str(last).encode()).decode()
 
@@ -48,6 +59,8 @@ def _write(last: TransactionKey) -> str:
 def _read(token: str) -> TransactionKey:
     try:
         coordinator, _, transaction_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition("/")
+        if not _COORDINATOR.fullmatch(coordinator):
+            raise ValueError("not a coordinator's name")
         return TransactionKey(coordinator, UUID(transaction_id))
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest([Violation("page_token", "is not a token of this service")]) from error
