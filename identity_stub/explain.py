@@ -18,7 +18,7 @@ from identity_stub.requests import Kind, Stored
 from identity_stub.story import Branch, Decision, Story
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.participants import Participants
-from tandem.runtime.database import owned
+from tandem.runtime.database import ASIDE, local_transaction
 from tandem.runtime.errors import TandemError
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
 from tandem.runtime.times import Times
@@ -51,7 +51,7 @@ def explain(sources: Sources, asked: str) -> list[Story]:
     """The stories that an address, user id, request id or transaction id stands for; more than one where several
     callers have used the same request id. What is unknown has a story, too: it says what that means.
     """
-    with owned(sources.engine) as connection:
+    with local_transaction(sources.engine, ASIDE) as connection:
         now: datetime = connection.execute(sa.select(sa.func.now())).scalar_one().astimezone(UTC)
         found = requests.find(connection, request_id=asked)
         subject: str | None = None

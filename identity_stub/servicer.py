@@ -16,7 +16,7 @@ from tandem.identity.v1 import identity_service_pb2_grpc
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.auth import caller_of
-from tandem.runtime.database import owned
+from tandem.runtime.database import ASIDE, local_transaction
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.server import Server
 from tandem.runtime.wire import timestamp
@@ -98,7 +98,7 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
 
     def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
         """One user, by id or by address."""
-        with owned(self._engine) as connection:
+        with local_transaction(self._engine, ASIDE) as connection:
             if request.WhichOneof("by") == "email":
                 found = users.user_by_email(connection, request.email)
             else:
@@ -109,7 +109,7 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
 
     def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
         """One business with its members."""
-        with owned(self._engine) as connection:
+        with local_transaction(self._engine, ASIDE) as connection:
             found = users.business(connection, UUID(request.business_id))
         if found is None:
             raise TandemError("there is no such business", reason=Reason.NOT_FOUND)

@@ -26,8 +26,8 @@ from identity_stub.requests import Made, Request
 from identity_stub.tables import EMAIL_KEY
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tandem.runtime.database import constraint, explained, local_transaction, owned
-from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.database import ASIDE, constraint, explained, local_transaction
+from tandem.runtime.errors import DatabaseError, Reason, TandemError
 from tandem.runtime.telemetry import logger
 
 log = logger("identity.signup")
@@ -165,7 +165,7 @@ class SignUps:
     # --- the road they all take -------------------------------------------------------------------------------
 
     def _create(self, request: Request, check: _Check) -> Made:
-        with owned(self._engine) as connection:
+        with local_transaction(self._engine, ASIDE) as connection:
             plan = _made_or_planned(connection, request, check)
         if isinstance(plan, Made):
             return plan
@@ -187,7 +187,7 @@ class SignUps:
         """The answer after trouble: another attempt's success, or what a client can make use of."""
         try:
             found: Made | _Plan | None
-            with owned(self._engine) as connection:
+            with local_transaction(self._engine, ASIDE) as connection:
                 if isinstance(error, sa.exc.IntegrityError):
                     # Whoever was faster is visible now, so the checks say best what is in the way.
                     found = _made_or_planned(connection, request, check)
@@ -195,7 +195,7 @@ class SignUps:
                     found = requests.first_answer(connection, request)
             if isinstance(found, Made):
                 return found
-        except (sa.exc.SQLAlchemyError, psycopg2.Error) as unread:
+        except (sa.exc.SQLAlchemyError, psycopg2.Error, DatabaseError) as unread:
             # A refusal that could not be checked is none; what says "again" already stays what it is.
             raise (error if _says_again(error) else explained(unread)) from unread
         raise _answer(error) from error

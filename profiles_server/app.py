@@ -18,12 +18,12 @@ from profiles_server.config import Settings
 from profiles_server.profiles import ProfilesResource
 from profiles_server.servicer import ProfilesServicer
 from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
-from tandem.participant.tables import prepared_transaction
 from tandem.runtime.database import check_server, owned
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
@@ -135,18 +135,11 @@ def _check(settings: Settings, engine: Engine) -> None:
     check_server(engine)
     for migrations in MIGRATIONS:
         migrations.check(engine, command=MIGRATE)
-    t = prepared_transaction
     with owned(engine) as connection:
         encoding = connection.execute(sa.select(sa.func.current_setting("server_encoding"))).scalar_one()
-        in_doubt = set(connection.execute(sa.select(t.c.coordinator).where(~t.c.confirmed).distinct()).scalars())
     if encoding != "UTF8":
         raise ConfigurationError(f"the database's encoding is {encoding}: names in any script need UTF8")
-    unknown = sorted(in_doubt - settings.coordinators.keys())
-    if unknown:
-        raise ConfigurationError(
-            f"transactions of {', '.join(unknown)} are in doubt here, which PROFILES_COORDINATORS does not name: "
-            "put it back until they are ended"
-        )
+    check_names(engine, name=settings.name, coordinators=settings.coordinators)
 
 
 def _participant(

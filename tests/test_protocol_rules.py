@@ -32,6 +32,7 @@ from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.tables import decision, log
 from tandem.coordinator.transaction import Outcome
 from tandem.participant import participant as participant_module
+from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import LEASE_S
@@ -1684,6 +1685,22 @@ def test_r17_names_may_not_leave_the_configuration(restored: House) -> None:
     house.stub.RetryNow(coordinator_pb2.RetryNowRequest(key=key_of(tx.id)), timeout=10)
     assert _recovery(house.coordinator).run_once() == 1
     assert unknown([]) == set()
+
+
+def test_r17_a_participant_keeps_its_name(restored: House) -> None:
+    """R17, and R4's "not listed in the decision → ABORTED for that asker": the name is written down at the first
+    start, and another one is refused; so is a configuration without the coordinator of something in doubt."""
+    house, engine, name = restored, restored.ledger.engine, fresh_name()
+    for _ in range(2):
+        check_names(engine, name="ledger", coordinators=[COORDINATOR])
+    with pytest.raises(ConfigurationError, match="belongs to the participant 'ledger', not to 'accounts'"):
+        check_names(engine, name="accounts", coordinators=[COORDINATOR])
+    check_names(engine, name="ledger", coordinators=[])
+    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    with pytest.raises(ConfigurationError, match=f"transactions of {COORDINATOR} are in doubt here"):
+        check_names(engine, name="ledger", coordinators=["another"])
+    assert tx.finish() is Outcome.ABORTED
+    check_names(engine, name="ledger", coordinators=["another"])
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------

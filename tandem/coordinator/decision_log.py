@@ -6,7 +6,7 @@ Write-once (R2): a row comes into being by one INSERT and its outcome never chan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
 from tandem.runtime import paging
 from tandem.runtime.batches import redo
-from tandem.runtime.database import KEY_COLUMNS, NOW_MS, Limits, local_transaction, ms, owned, records, seconds
+from tandem.runtime.database import ASIDE, KEY_COLUMNS, NOW_MS, Limits, local_transaction, ms, records, seconds
 from tandem.runtime.errors import ConfigurationError, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
@@ -34,9 +34,8 @@ FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_time
 BUDGET_S = 2.0
 """For one Resolve, however many ids are stalled (R4)."""
 
-MARK_LOCK_TIMEOUT_MS = 500
 MARK_BUDGET_S = 2.0
-"""What a mark waits for a row that somebody else holds, and for all rows of a batch: a mark may be lost (R12, R16)."""
+"""For all marks of a batch, however many rows somebody else holds: a mark may be lost (R12, R16)."""
 
 CHECKS = {
     "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
@@ -91,16 +90,20 @@ class DecisionLog:
         self._retention_ms = times.retention_ms
         self._log_id: UUID | None = None
 
-    def log_id(self, *, fresh: bool = False) -> UUID:
+    def log_id(self) -> UUID:
         """The current log's id. Cached: the deciding INSERT checks it again (R17)."""
-        found = None if fresh else self._log_id
+        found = self._log_id
         if found is None:
-            with owned(self.engine) as connection:
+            with local_transaction(self.engine, ASIDE) as connection:
                 found = connection.execute(sa.select(log.c.log_id).where(log.c.current)).scalar_one_or_none()
             if found is None:
                 raise ConfigurationError("the decision log has no current log_id: run the migrations")
             self._log_id = found
         return found
+
+    def forget_log_id(self) -> None:
+        """Has it read again: the log may have been renewed (R17)."""
+        self._log_id = None
 
     # --- deciding -------------------------------------------------------------------------------------------
 
@@ -142,8 +145,6 @@ class DecisionLog:
 
         Raises a database error if the log can't be read at all.
         """
-        if fence:
-            self._log_id = None  # something went wrong, and it may be that the log was renewed (R17)
         ordered = sorted(set(keys))
         looked: dict[TransactionKey, Looked] = {}
         with local_transaction(self.engine, FENCE_LIMITS) as connection:
@@ -175,7 +176,7 @@ class DecisionLog:
 
     def _known_logs(self, log_ids: set[UUID]) -> set[UUID]:
         """Those that are or were this log's own id: former ones are still answered for (R17)."""
-        with owned(self.engine) as connection:
+        with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(sa.select(log.c.log_id).where(log.c.log_id.in_(log_ids))).scalars())
 
     def _fence(self, keys: Sequence[TransactionKey]) -> list[Decided | Standing]:
@@ -273,6 +274,7 @@ class DecisionLog:
                 sa.func.coalesce(_names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
                 type_=ARRAY(sa.Text),
             ),
+            limits=replace(ASIDE, durable=True),  # a person was told that it is done
             parked=sa.literal_column("'{}'::jsonb"),
             next_attempt_at=sa.func.now(),
         )
@@ -295,27 +297,21 @@ class DecisionLog:
             .where(d.c.coordinator == free.c.coordinator, d.c.transaction_id == free.c.transaction_id)
             .values(next_attempt_at=sa.func.now())
         )
-        with owned(self.engine) as connection:
+        with local_transaction(self.engine, ASIDE) as connection:
             connection.execute(statement)
 
-    def _mark(self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], **values: Any) -> None:
+    def _mark(
+        self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], *, limits: Limits = ASIDE, **values: Any
+    ) -> None:
         """Changes these rows. One that is locked keeps no other from its mark. Raises the first error, after all."""
-        # The limit comes with the statement: a local transaction of its own would cost every signup two round trips.
-        # A condition is looked at before the row is locked, and this one, being volatile, not before it is executed.
-        limit = sa.select(sa.func.set_config("lock_timeout", str(MARK_LOCK_TIMEOUT_MS), sa.true())).scalar_subquery()
         statement = (
             sa.update(d)
-            .where(
-                limit.is_not(None),
-                d.c.coordinator == _keys.c.coordinator,
-                d.c.transaction_id == _keys.c.transaction_id,
-                where,
-            )
+            .where(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id, where)
             .values(**values)
         )
 
         def mark(some: Sequence[TransactionKey]) -> list[None]:
-            with owned(self.engine) as connection:
+            with local_transaction(self.engine, limits) as connection:
                 connection.execute(statement, {"keys": [key.row() for key in some]})
             return [None] * len(some)
 
@@ -327,7 +323,7 @@ class DecisionLog:
 
     def get(self, key: TransactionKey) -> Row[Any] | None:
         """The row of one decision."""
-        with owned(self.engine) as connection:
+        with local_transaction(self.engine, ASIDE) as connection:
             return connection.execute(
                 sa.select(d).where(d.c.coordinator == key.coordinator, d.c.transaction_id == key.transaction_id)
             ).one_or_none()
@@ -369,7 +365,7 @@ class DecisionLog:
         parked: sa.Select[tuple[Any]] = sa.select(sa.func.jsonb_object_keys(d.c.parked)).where(
             d.c.parked != sa.literal_column("'{}'::jsonb")
         )
-        with owned(self.engine) as connection:
+        with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(waiting.union(parked)).scalars()) - set(configured)
 
 

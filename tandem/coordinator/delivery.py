@@ -1,4 +1,4 @@
-"""Brings committed decisions to the participants: now, in the background, or by recovery. Never raises (R12)."""
+"""Brings decisions to the participants: now, in the background, or by recovery. Never raises (R12)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Answers = dict[str, dict[TransactionKey, TandemError | None]]
 
 
 class Delivery:
-    """Sends Commit and keeps the log's `undelivered` true."""
+    """Sends Commit and Abort, and keeps the log's `undelivered` true."""
 
     def __init__(self, decision_log: DecisionLog, participants: Participants, metrics: CoordinatorMetrics) -> None:
         self._log = decision_log
@@ -55,6 +55,19 @@ class Delivery:
             except DATABASE_ERRORS as error:
                 log.warning("deliveries not marked", participant=name, exception=frames(error))
         return answered
+
+    def abort(self, asked: Mapping[str, Sequence[TransactionKey]], *, until: float) -> None:
+        """Sends Abort, as well as it can be done by then: the sweeper has what is not reached."""
+        try:
+            answers = self._participants.abort(asked, by=transaction_pb2.RESOLVED_BY_COORDINATOR, until=until)
+        except Exception as error:  # R12's twin: an Abort that gets lost changes nothing
+            log.warning("abort not delivered", exception=frames(error))
+            return
+        for name, errors in answers.items():
+            for key, answer in zip(asked[name], errors, strict=True):
+                if answer is not None and answer.reason in CONTRADICTIONS:
+                    self._metrics.contradictions.labels(answer.reason.value).inc()
+                    log.error("contradiction", transaction=str(key), participant=name, reason=answer.reason.value)
 
     def _mark(self, name: str, answers: Mapping[TransactionKey, TandemError | None]) -> None:
         contradictions = {

@@ -14,8 +14,6 @@ from typing import Literal
 from uuid import UUID
 
 import sqlalchemy as sa
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -25,7 +23,7 @@ from tandem.coordinator import verdicts
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.delivery import Confirmer, Delivery
 from tandem.coordinator.errors import LocalTransactionEnded, TransactionExpired, TransactionReused, Unavailable
-from tandem.coordinator.handle import Batch, Transaction
+from tandem.coordinator.handle import Batch, Branches, Transaction, packed
 from tandem.coordinator.local import LocalBlock
 from tandem.coordinator.local import using as local_using
 from tandem.coordinator.metrics import CoordinatorMetrics
@@ -33,17 +31,13 @@ from tandem.coordinator.participants import Participants, Preparing
 from tandem.coordinator.transaction import Decided, Outcome, Phase, Standing, Vote, tally
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.database import Limits, explained
-from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, Violation
+from tandem.runtime.errors import InvalidRequest, Reason, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times
-from tandem.v1 import transaction_pb2
 
 log = logger("tandem.coordinator")
-
-Branches = Mapping[str, Sequence[Message]]
-"""participant → the entities to create there; each becomes an Any unless it is one."""
 
 Confirm = Literal["wait", "background"]
 
@@ -85,7 +79,8 @@ class Coordinator:
         self.metrics = CoordinatorMetrics(registry or CollectorRegistry())
         self.log = DecisionLog(log_engine or engine, self.times)
         self.participants = Participants(participants)
-        self._confirmer = Confirmer(Delivery(self.log, self.participants, self.metrics), self.metrics)
+        self._delivery = Delivery(self.log, self.participants, self.metrics)
+        self._confirmer = Confirmer(self._delivery, self.metrics)
 
     def __repr__(self) -> str:
         return f"Coordinator({self.name!r}, participants={sorted(self.participants.names)})"
@@ -239,7 +234,7 @@ class Coordinator:
         key = TransactionKey(self.name, transaction_id)
         found = self.log.look([key], fence=False)[key]
         if isinstance(found, Decided):
-            tx = Transaction(key, _packed(branches), log_id=self.log.log_id(), own_id=False, finish=self.finish)
+            tx = Transaction(key, packed(branches), log_id=self.log.log_id(), own_id=False, finish=self.finish)
             tx.settle(found)
             if tx.phase is not Phase.COMMITTED:
                 raise verdicts.of_phase(tx) or verdicts.unknown(tx)
@@ -267,7 +262,7 @@ class Coordinator:
         txs = [
             Transaction(
                 TransactionKey(self.name, given or uuid7()),
-                _packed(branches),
+                packed(branches),
                 log_id=log_id,
                 own_id=given is None,
                 finish=self.finish,
@@ -364,6 +359,8 @@ class Coordinator:
 
     def _settle(self, txs: Sequence[Transaction]) -> None:
         """Reads the log; where it is undecided, fences and reads (R3). Leaves UNKNOWN what can't be read."""
+        if txs:
+            self.log.forget_log_id()  # a renewed log may be why they have to be settled
         pending = {tx.key: tx for tx in txs}
         until = time.monotonic() + SETTLE_S
         while pending:
@@ -393,18 +390,7 @@ class Coordinator:
                 asked.setdefault(name, []).append(tx.key)
         if not asked:
             return
-        try:
-            answers = self.participants.abort(
-                asked, by=transaction_pb2.RESOLVED_BY_COORDINATOR, until=time.monotonic() + ABORT_S
-            )
-        except Exception as error:  # R12's twin: an Abort that gets lost changes nothing
-            log.warning("abort not delivered", exception=frames(error))
-            return
-        for name, errors in answers.items():
-            for key, answer in zip(asked[name], errors, strict=True):
-                if answer is not None and answer.reason in CONTRADICTIONS:
-                    self.metrics.contradictions.labels(answer.reason.value).inc()
-                    log.error("contradiction", transaction=str(key), participant=name, reason=answer.reason.value)
+        self._delivery.abort(asked, until=time.monotonic() + ABORT_S)
 
     def _confirm(self, txs: Sequence[Transaction], confirm: Confirm) -> None:
         """Brings Commit to everybody, now or in the background. Never raises (R12)."""
@@ -413,17 +399,3 @@ class Coordinator:
             self._confirmer.later(txs)
             return
         self._confirmer.now(txs, until=time.monotonic() + CONFIRM_S)
-
-
-def _packed(branches: Branches) -> dict[str, list[AnyMessage]]:
-    packed: dict[str, list[AnyMessage]] = {}
-    for name, messages in branches.items():
-        packed[name] = []
-        for message in messages:
-            if isinstance(message, AnyMessage):
-                packed[name].append(message)
-            else:
-                any_message = AnyMessage()
-                any_message.Pack(message, deterministic=True)
-                packed[name].append(any_message)
-    return packed

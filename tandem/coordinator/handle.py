@@ -8,6 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
@@ -17,6 +18,9 @@ from tandem.coordinator.transaction import Decided, Outcome, Phase, advance
 from tandem.runtime.digest import transaction_digest, write_digests
 from tandem.runtime.errors import TandemError
 from tandem.runtime.identifiers import TransactionKey
+
+Branches = Mapping[str, Sequence[Message]]
+"""participant → the entities to create there; each becomes an Any unless it is one."""
 
 Finish = Callable[["Transaction"], Outcome]
 
@@ -137,3 +141,16 @@ class Batch:
         """The driver's: sets what `connection` gives."""
         for tx in self.accepted:
             tx.use(connection)
+
+
+def packed(branches: Branches) -> dict[str, list[AnyMessage]]:
+    """The writes as they are sent and digested: the same bytes for the same message."""
+    return {name: [_packed(message) for message in messages] for name, messages in branches.items()}
+
+
+def _packed(message: Message) -> AnyMessage:
+    if isinstance(message, AnyMessage):
+        return message
+    made = AnyMessage()
+    made.Pack(message, deterministic=True)
+    return made

@@ -5,6 +5,7 @@ Nothing here knows what the writes are. How it is used: `help(tandem)`.
 """
 
 from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
 from tandem.participant.resource import Accepted, HeldBy, Refused, Resource, Staged, Staging, Write
@@ -27,4 +28,5 @@ __all__ = [
     "Staging",
     "Sweeper",
     "Write",
+    "check_names",
 ]

@@ -11,13 +11,13 @@ from sqlalchemy.engine import Engine, Row
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import State
 from tandem.runtime import paging
-from tandem.runtime.database import owned
+from tandem.runtime.database import ASIDE, local_transaction
 from tandem.runtime.identifiers import TransactionKey
 
 
 def get(engine: Engine, key: TransactionKey) -> Row[Any] | None:
     """The row of one transaction."""
-    with owned(engine) as connection:
+    with local_transaction(engine, ASIDE) as connection:
         return connection.execute(
             sa.select(t).where(t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id)
         ).one_or_none()

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 from sqlalchemy.engine import Engine
 
 from tandem.participant.tables import prepared_transaction as t
-from tandem.runtime.database import owned
+from tandem.runtime.batches import DATABASE_ERRORS
+from tandem.runtime.database import ASIDE, local_transaction
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.participant.metrics")
@@ -67,10 +68,10 @@ class PreparedCollector(Collector):
             .group_by(t.c.coordinator)
         )
         try:
-            with owned(self._engine) as connection:
+            with local_transaction(self._engine, ASIDE) as connection:
                 rows = connection.execute(statement).all()
                 now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        except sa.exc.SQLAlchemyError as error:
+        except DATABASE_ERRORS as error:
             log.warning("gauges not read", exception=frames(error))
             return []
         counts = dict.fromkeys(self._coordinators, 0) | {row.coordinator: row.n for row in rows}

@@ -6,26 +6,24 @@ COMMITTED local transaction, and only for the ids that the first returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
-import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine
 
+from tandem.participant import rows
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.resource import HeldBy, Refused, Resource, Staging, Write
-from tandem.participant.tables import prepared_transaction as t
-from tandem.participant.transaction import Act, Held, ResolvedBy, State, Verdict, on_abort, on_commit, on_prepare
+from tandem.participant.transaction import Act, ResolvedBy, State, Verdict, on_abort, on_commit, on_prepare
 from tandem.runtime.batches import redo
-from tandem.runtime.database import KEY_COLUMNS, NOW_MS, local_transaction, ms, records, seconds
+from tandem.runtime.database import local_transaction
 from tandem.runtime.digest import differing, transaction_digest, write_digests
 from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
-from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.times import Times
 
@@ -65,26 +63,9 @@ class _Ready:
     def key(self) -> TransactionKey:
         return self.ask.key
 
-    def row(self) -> dict[str, object]:
-        return {
-            **self.key.row(),
-            "log_id": str(self.ask.log_id),
-            "digests": self.digests.hex(),
-            "staged": sum(write.rows for write in self.writes),
-            "ttl_s": self.ask.ttl_s,
-            "id_ms": id_time_ms(self.key.transaction_id),
-        }
-
-
-@dataclass
-class _Read:
-    """What the database holds for some keys, and its clock."""
-
-    held: dict[TransactionKey, Held] = field(default_factory=dict)
-    now_ms: int = 0
-
-
-_keys = records("keys", KEY_COLUMNS)
+    def row(self) -> rows.New:
+        staged = sum(write.rows for write in self.writes)
+        return rows.New(self.key, self.ask.log_id, self.digests, staged, self.ask.ttl_s)
 
 
 class Participant:
@@ -180,8 +161,8 @@ class Participant:
         """One local transaction: the transactions' rows, then their entities (R7)."""
         answers: dict[TransactionKey, Yes | TandemError] = {}
         with local_transaction(self.engine) as connection:
-            inserted = self._insert(connection, batch)
-            read = self._read(connection, [r.key for r in batch if r.key not in inserted])
+            inserted = rows.insert(connection, [r.row() for r in batch], retention_ms=self.times.retention_ms)
+            read = rows.read(connection, [r.key for r in batch if r.key not in inserted])
             for r in batch:
                 if r.key not in inserted:
                     answers[r.key] = self._answer_again(r, read)
@@ -193,40 +174,7 @@ class Participant:
         failpoint("participant.after_prepare")
         return [answers[r.key] for r in batch]
 
-    def _insert(self, connection: Connection, batch: Sequence[_Ready]) -> set[TransactionKey]:
-        """Writes the rows of those whose id is neither expired nor ahead and that aren't there yet."""
-        asked = records(
-            "asked",
-            {**KEY_COLUMNS, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Float(),
-             "id_ms": sa.BigInteger()},
-        )  # fmt: skip
-        chosen = (
-            sa.select(
-                asked.c.coordinator,
-                asked.c.transaction_id,
-                asked.c.log_id,
-                sa.func.decode(asked.c.digests, "hex"),
-                asked.c.staged,
-                sa.literal(State.PREPARED.value),
-                sa.false(),
-                sa.func.now() + seconds(asked.c.ttl_s),
-            )
-            .where(self._age_is_fine(asked.c.id_ms))
-            .order_by(asked.c.coordinator, asked.c.transaction_id)
-        )
-        statement = (
-            insert(t)
-            .from_select(
-                ["coordinator", "transaction_id", "log_id", "digests", "staged", "state", "confirmed",
-                 "next_attempt_at"],
-                chosen,
-            )
-            .on_conflict_do_nothing()
-            .returning(t.c.coordinator, t.c.transaction_id)
-        )  # fmt: skip
-        return _keys_of(connection.execute(statement, {"asked": [r.row() for r in batch]}))
-
-    def _answer_again(self, ready: _Ready, read: _Read) -> Yes | TandemError:
+    def _answer_again(self, ready: _Ready, read: rows.Read) -> Yes | TandemError:
         """The answer for a transaction whose row was not ours to write."""
         held = read.held.get(ready.key)
         verdict = on_prepare(held, self._age(ready.key, read), log_id=ready.ask.log_id, digests=ready.digests)
@@ -273,7 +221,7 @@ class Participant:
             pending = [r for r in pending if r.key in again]
         no = [key for key, answer in answers.items() if not isinstance(answer, Yes)]
         if no:
-            connection.execute(sa.delete(t).where(*_matches(_keys)), {"keys": [key.row() for key in no]})
+            rows.remove(connection, no)
         return answers
 
     # --- commit and abort -----------------------------------------------------------------------------------
@@ -301,8 +249,8 @@ class Participant:
 
     def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
         with local_transaction(self.engine) as connection:
-            changed = self._resolve(connection, keys, State.COMMITTED, by)
-            read = self._read(connection, [key for key in keys if key not in changed])
+            changed = rows.resolve(connection, keys, State.COMMITTED, by)
+            read = rows.read(connection, [key for key in keys if key not in changed])
             if changed:
                 failpoint("participant.before_publish")
                 self._apply(connection, changed, self._resource.publish)
@@ -316,10 +264,10 @@ class Participant:
 
     def _abort(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
         with local_transaction(self.engine) as connection:
-            changed = self._resolve(connection, keys, State.ABORTED, by)
+            changed = rows.resolve(connection, keys, State.ABORTED, by)
             rest = [key for key in keys if key not in changed]
-            buried = self._bury(connection, rest, by) if rest else set()
-            read = self._read(connection, [key for key in rest if key not in buried])
+            buried = rows.bury(connection, rest, by, retention_ms=self.times.retention_ms) if rest else set()
+            read = rows.read(connection, [key for key in rest if key not in buried])
             if changed:
                 self._apply(connection, changed, self._resource.discard)
         if changed:
@@ -330,65 +278,6 @@ class Participant:
             else self._ended(key, on_abort(read.held.get(key), self._age(key, read)))
             for key in keys
         ]
-
-    def _resolve(
-        self, connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
-    ) -> dict[TransactionKey, int]:
-        """Ends the prepared ones, in key order; how many rows each had staged."""
-        locked = (
-            sa.select(t.c.coordinator, t.c.transaction_id)
-            .join(_keys, sa.and_(*_matches(_keys)))
-            .where(t.c.state == State.PREPARED.value)
-            .order_by(t.c.coordinator, t.c.transaction_id)
-            .with_for_update(of=t)
-            .cte("locked")
-        )
-        statement = (
-            sa.update(t)
-            .where(*_matches(locked), t.c.state == State.PREPARED.value)
-            .values(
-                state=state.value,
-                confirmed=True,
-                resolved_at=sa.func.now(),
-                resolved_by=by.value,
-                parked=None,
-                next_attempt_at=None,
-                last_error=None,
-            )
-            .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
-        )
-        rows = connection.execute(statement, {"keys": [key.row() for key in keys]})
-        return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
-
-    def _bury(self, connection: Connection, keys: Sequence[TransactionKey], by: ResolvedBy) -> set[TransactionKey]:
-        """A tombstone for each unknown transaction, so that a Prepare that comes late is refused."""
-        asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
-        chosen = (
-            sa.select(
-                asked.c.coordinator,
-                asked.c.transaction_id,
-                sa.literal(b"", sa.LargeBinary),
-                sa.literal(0),
-                sa.literal(State.ABORTED.value),
-                sa.true(),
-                sa.func.now(),
-                sa.literal(by.value),
-            )
-            .where(self._age_is_fine(asked.c.id_ms))
-            .order_by(asked.c.coordinator, asked.c.transaction_id)
-        )
-        statement = (
-            insert(t)
-            .from_select(
-                ["coordinator", "transaction_id", "digests", "staged", "state", "confirmed", "resolved_at",
-                 "resolved_by"],
-                chosen,
-            )
-            .on_conflict_do_nothing()
-            .returning(t.c.coordinator, t.c.transaction_id)
-        )  # fmt: skip
-        rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
-        return _keys_of(connection.execute(statement, {"asked": rows}))
 
     def _apply(
         self,
@@ -424,27 +313,8 @@ class Participant:
                 reason=Reason.COORDINATOR_UNKNOWN,
             )
 
-    def _read(self, connection: Connection, keys: Sequence[TransactionKey]) -> _Read:
-        """What is held for these keys, in a statement of its own, and the database's clock (R13)."""
-        if not keys:
-            return _Read()
-        statement = sa.select(
-            _keys.c.coordinator, _keys.c.transaction_id, t.c.state, t.c.log_id, t.c.digests, NOW_MS.label("now_ms")
-        ).select_from(_keys.outerjoin(t, sa.and_(*_matches(_keys))))
-        read = _Read()
-        for row in connection.execute(statement, {"keys": [key.row() for key in keys]}):
-            read.now_ms = row.now_ms
-            if row.state is not None:
-                key = TransactionKey(row.coordinator, row.transaction_id)
-                read.held[key] = Held(State(row.state), row.log_id, bytes(row.digests))
-        return read
-
-    def _age(self, key: TransactionKey, read: _Read) -> Age:
+    def _age(self, key: TransactionKey, read: rows.Read) -> Age:
         return age(key.transaction_id, now_ms=read.now_ms, retention_ms=self.times.retention_ms)
-
-    def _age_is_fine(self, id_ms: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
-        """`identifiers.age`, inside the statement that writes (R14)."""
-        return id_ms.between(NOW_MS - ms(self.times.retention_ms - DAY_MS), NOW_MS + ms(DAY_MS))
 
 
 _MISMATCH = Reason.PUBLISHED_NOT_STAGED
@@ -461,14 +331,6 @@ _SENTENCES = {
     Reason.ALREADY_COMMITTED: "the transaction is committed here",
     Reason.ALREADY_ABORTED: "the transaction is aborted here",
 }
-
-
-def _matches(keys: sa.FromClause) -> Iterable[sa.ColumnElement[bool]]:
-    return (t.c.coordinator == keys.c.coordinator, t.c.transaction_id == keys.c.transaction_id)
-
-
-def _keys_of(rows: Iterable[sa.Row[tuple[str, UUID]]]) -> set[TransactionKey]:
-    return {TransactionKey(row.coordinator, row.transaction_id) for row in rows}
 
 
 def _in_progress(key: TransactionKey) -> TandemError:

@@ -18,7 +18,7 @@ from tandem.participant.resolver import InDoubt, Outcome, Resolver
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
-from tandem.runtime.database import KEY_COLUMNS, owned, records, seconds
+from tandem.runtime.database import ASIDE, KEY_COLUMNS, local_transaction, records, seconds
 from tandem.runtime.digest import transaction_digest
 from tandem.runtime.errors import TandemError
 from tandem.runtime.failpoints import failpoint
@@ -146,7 +146,7 @@ class Sweeper:
             .where(t.c.coordinator == free.c.coordinator, t.c.transaction_id == free.c.transaction_id)
             .values(**values)
         )
-        with owned(self._engine) as connection:
+        with local_transaction(self._engine, ASIDE) as connection:
             return connection.execute(statement, {"keys": keys} if keys else {}).rowcount
 
 

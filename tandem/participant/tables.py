@@ -1,4 +1,4 @@
-"""The participant's one table, as the statements see it. Its migrations are in `migrations/`."""
+"""The participant's tables, as the statements see it. Its migrations are in `migrations/`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ SCHEMA = "twophase"
 
 MIGRATIONS = Migrations("tandem.participant", schema=SCHEMA, version_table="participant_version")
 
+_metadata = sa.MetaData()
+
 prepared_transaction = sa.Table(
     "prepared_transaction",
-    sa.MetaData(),
+    _metadata,
     sa.Column("coordinator", sa.Text, primary_key=True),
     sa.Column("transaction_id", sa.Uuid, primary_key=True),
     sa.Column("log_id", sa.Uuid),
@@ -27,5 +29,13 @@ prepared_transaction = sa.Table(
     sa.Column("attempts", sa.Integer),
     sa.Column("next_attempt_at", sa.DateTime(timezone=True)),
     sa.Column("last_error", sa.Text),
+    schema=SCHEMA,
+)
+
+participant = sa.Table(
+    "participant",
+    _metadata,
+    sa.Column("one", sa.Boolean, primary_key=True),
+    sa.Column("name", sa.Text),
     schema=SCHEMA,
 )

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import owned, seconds
+from tandem.runtime.database import ASIDE, local_transaction, seconds
 
 PROBE_EVERY_S = 1.0
 
@@ -54,7 +54,7 @@ def claim(
         .values(next_attempt_at=now + seconds(lease_s), attempts=table.c.attempts + 1)
         .returning(*table.columns)
     )
-    with owned(engine) as connection:
+    with local_transaction(engine, ASIDE) as connection:
         return connection.execute(statement).all()
 
 

@@ -28,13 +28,18 @@ _AWAY = frozenset({"25006", "53300", "57014", "57P01", "57P02", "57P03", "57P05"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The waits that one local transaction may have, in ms."""
+    """The waits that one local transaction may have, in ms; and whether its COMMIT waits for the disk (R15)."""
 
     # Above PostgreSQL's deadlock_timeout (1 s): a deadlock must be told as one (40P01, redone), not to both sides as a
     # lock that did not come free.
     lock_timeout_ms: int = 1_500
     statement_timeout_ms: int = 5_000
     idle_timeout_ms: int = 5_000
+    durable: bool = True
+
+
+ASIDE = Limits(lock_timeout_ms=500, statement_timeout_ms=2_000, idle_timeout_ms=2_000, durable=False)
+"""For reads, and for what may get lost because it would only be done again: claims, marks, notes."""
 
 
 def normalised_url(url: str | URL) -> URL:
@@ -164,13 +169,18 @@ class CommitNotConfirmed(Exception):
 
 @contextmanager
 def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[Connection]:
-    """A local transaction of our own: durable (R15), READ COMMITTED, bounded. Commits at the end, or rolls back."""
+    """A local transaction of our own: READ COMMITTED, bounded. Commits at the end, or rolls back.
+
+    limits: durable ones unless others are given (R15).
+    """
     transaction = begin(engine, limits or Limits())
     try:
         yield transaction.connection
         transaction.commit()
     except CommitNotConfirmed as error:
-        raise DatabaseError("the database did not confirm the commit", reason=Reason.DATABASE_UNAVAILABLE) from error
+        raise DatabaseError(
+            "the database did not confirm the commit", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1
+        ) from error
     except Exception:
         transaction.rollback()
         raise
@@ -205,7 +215,7 @@ def begin(
 
 @contextmanager
 def owned(engine: Engine) -> Iterator[Connection]:
-    """A connection in the driver's autocommit mode: single statements, or a LocalTransaction."""
+    """A connection in the driver's autocommit mode, for statements that wait for nobody."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection
 
@@ -288,7 +298,9 @@ def _opening(limits: Limits, isolation: str | None, token: str | None) -> str:
         "idle_in_transaction_session_timeout": f"'{int(limits.idle_timeout_ms)}'",
         # R15: raised from off to on; anything stronger is kept.
         "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
-        "ELSE current_setting('synchronous_commit') END",
+        "ELSE current_setting('synchronous_commit') END"
+        if limits.durable
+        else "'off'",
     }
     if token is not None:
         settings["tandem.token"] = f"'{token}'"

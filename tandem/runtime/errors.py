@@ -120,10 +120,12 @@ class InvalidRequest(TandemError):
             reason=reason,
             violations=violations,
         )
+        self._own_message = message
 
     def below(self, parent: str) -> InvalidRequest:
         """The same error, seen from the message that holds `parent`."""
-        return InvalidRequest([v.below(parent) for v in self.violations], reason=self.reason)
+        violations = [violation.below(parent) for violation in self.violations]
+        return InvalidRequest(violations, message=self._own_message, reason=self.reason)
 
 
 class DatabaseError(TandemError):

@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import owned, seconds
+from tandem.runtime.database import ASIDE, local_transaction, seconds
 from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
 
@@ -39,7 +39,7 @@ def page(
         statement = statement.where(
             sa.tuple_(*key) > sa.tuple_(sa.literal(after.coordinator), sa.literal(after.transaction_id))
         )
-    with owned(engine) as connection:
+    with local_transaction(engine, ASIDE) as connection:
         rows = connection.execute(statement).all()
     if len(rows) <= size:
         return rows, ""

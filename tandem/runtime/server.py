@@ -30,6 +30,9 @@ log = logger("tandem.server")
 DEFAULT_DEADLINE_S = 30.0
 """For a call that came without a deadline."""
 
+TAKE_UP_S = 0.25
+"""How long a server that is to stop still takes up calls."""
+
 
 class Pool(futures.ThreadPoolExecutor):
     """Worker threads with a bounded queue: `full` says when a further call must be turned away."""
@@ -144,6 +147,8 @@ class Server:
             return
         self._stopping.set()
         self.health.enter_graceful_shutdown()
+        # What has arrived by now is taken up meanwhile: gRPC cancels whatever it has not handed over when it stops.
+        time.sleep(min(TAKE_UP_S, grace_s))
         self._server.stop(grace_s).wait(grace_s + 1)
         for pool in (self._pool, *self._reserved.values(), self._turned_away):
             pool.shutdown(wait=False, cancel_futures=True)

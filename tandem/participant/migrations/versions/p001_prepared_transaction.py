@@ -1,4 +1,4 @@
-"""The participant's table: one row a transaction."""
+"""The participant's tables: one row a transaction, and its own name."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Creates twophase.prepared_transaction."""
+    """Creates twophase.prepared_transaction and twophase.participant."""
     op.create_table(
         "prepared_transaction",
         sa.Column("coordinator", sa.Text, primary_key=True),
@@ -27,6 +27,13 @@ def upgrade() -> None:
         sa.Column("last_error", sa.Text),
         sa.CheckConstraint("state IN ('prepared', 'committed', 'aborted')", name="prepared_transaction_state"),
         sa.CheckConstraint("state <> 'prepared' OR NOT confirmed", name="prepared_transaction_confirmed"),
+        schema="twophase",
+    )
+    op.create_table(
+        "participant",
+        sa.Column("one", sa.Boolean, primary_key=True, server_default=sa.true(), comment="at most one row"),
+        sa.Column("name", sa.Text, nullable=False, comment="under which this participant votes, for ever"),
+        sa.CheckConstraint("one", name="participant_one"),
         schema="twophase",
     )
     # A sweep costs what is due, not what is stored.

@@ -1,0 +1,193 @@
+"""The statements on `twophase.prepared_transaction` that Prepare, Commit and Abort are made of.
+
+Each is one statement for a whole batch, with its keys in order (R7), and is built once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.engine import Connection
+
+from tandem.participant.tables import prepared_transaction as t
+from tandem.participant.transaction import Held, ResolvedBy, State
+from tandem.runtime.database import KEY_COLUMNS, NOW_MS, ms, records, seconds
+from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A row to be. digests: 32 bytes a write; staged: the rows that Commit must publish; ttl_s: seconds."""
+
+    key: TransactionKey
+    log_id: UUID
+    digests: bytes
+    staged: int
+    ttl_s: float
+
+
+@dataclass
+class Read:
+    """What the database holds for some keys, and its clock in ms since 1970 (R13)."""
+
+    held: dict[TransactionKey, Held] = field(default_factory=dict)
+    now_ms: int = 0
+
+
+def insert(connection: Connection, new: Sequence[New], *, retention_ms: int) -> set[TransactionKey]:
+    """Writes the rows of those whose id is neither expired nor ahead and that aren't there yet; returns these."""
+    asked = [
+        {
+            **row.key.row(),
+            "log_id": str(row.log_id),
+            "digests": row.digests.hex(),
+            "staged": row.staged,
+            "ttl_s": row.ttl_s,
+            "id_ms": id_time_ms(row.key.transaction_id),
+        }
+        for row in new
+    ]
+    return _keys_of(connection.execute(_insert(retention_ms), {"asked": asked}))
+
+
+def bury(
+    connection: Connection, keys: Sequence[TransactionKey], by: ResolvedBy, *, retention_ms: int
+) -> set[TransactionKey]:
+    """A tombstone for each unknown transaction, so that a Prepare that comes late is refused; returns these."""
+    asked = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
+    return _keys_of(connection.execute(_bury(retention_ms), {"asked": asked, "by": by.value}))
+
+
+def resolve(
+    connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
+) -> dict[TransactionKey, int]:
+    """Ends the prepared ones; how many rows each of these had staged."""
+    rows = connection.execute(_resolve(), {"keys": _rows(keys), "to": state.value, "by": by.value})
+    return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
+
+
+def remove(connection: Connection, keys: Sequence[TransactionKey]) -> None:
+    """Forgets them: a no vote is not remembered."""
+    connection.execute(_remove(), {"keys": _rows(keys)})
+
+
+def read(connection: Connection, keys: Sequence[TransactionKey]) -> Read:
+    """What is held for these keys."""
+    found = Read()
+    if not keys:
+        return found
+    for row in connection.execute(_read(), {"keys": _rows(keys)}):
+        found.now_ms = row.now_ms
+        if row.state is not None:
+            key = TransactionKey(row.coordinator, row.transaction_id)
+            found.held[key] = Held(State(row.state), row.log_id, bytes(row.digests))
+    return found
+
+
+# --- the statements ---------------------------------------------------------------------------------------------------
+
+_keys = records("keys", KEY_COLUMNS)
+
+
+@cache
+def _insert(retention_ms: int) -> sa.Executable:
+    asked = records(
+        "asked",
+        {**KEY_COLUMNS, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Float(),
+         "id_ms": sa.BigInteger()},
+    )  # fmt: skip
+    values: dict[str, sa.ColumnElement[Any]] = {
+        "log_id": asked.c.log_id,
+        "digests": sa.func.decode(asked.c.digests, "hex"),
+        "staged": asked.c.staged,
+        "state": sa.literal(State.PREPARED.value),
+        "confirmed": sa.false(),
+        "next_attempt_at": sa.func.now() + seconds(asked.c.ttl_s),
+    }
+    return _new(asked, values, retention_ms)
+
+
+@cache
+def _bury(retention_ms: int) -> sa.Executable:
+    asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
+    values: dict[str, sa.ColumnElement[Any]] = {
+        "digests": sa.literal(b"", sa.LargeBinary),
+        "staged": sa.literal(0),
+        "state": sa.literal(State.ABORTED.value),
+        "confirmed": sa.true(),
+        "resolved_at": sa.func.now(),
+        "resolved_by": sa.bindparam("by", type_=sa.Text),
+    }
+    return _new(asked, values, retention_ms)
+
+
+def _new(asked: sa.TableValuedAlias, values: dict[str, sa.ColumnElement[Any]], retention_ms: int) -> sa.Executable:
+    """INSERT … SELECT of what isn't there; `identifiers.age` decides inside the statement that writes (R14)."""
+    oldest, newest = NOW_MS - ms(retention_ms - DAY_MS), NOW_MS + ms(DAY_MS)
+    chosen = (
+        sa.select(asked.c.coordinator, asked.c.transaction_id, *values.values())
+        .where(asked.c.id_ms.between(oldest, newest))
+        .order_by(asked.c.coordinator, asked.c.transaction_id)
+    )
+    return (
+        pg_insert(t)
+        .from_select([*KEY_COLUMNS, *values], chosen)
+        .on_conflict_do_nothing()
+        .returning(t.c.coordinator, t.c.transaction_id)
+    )
+
+
+@cache
+def _resolve() -> sa.Executable:
+    locked = (
+        sa.select(t.c.coordinator, t.c.transaction_id)
+        .join(_keys, sa.and_(*_same(_keys)))
+        .where(t.c.state == State.PREPARED.value)
+        .order_by(t.c.coordinator, t.c.transaction_id)
+        .with_for_update(of=t)
+        .cte("locked")
+    )
+    return (
+        sa.update(t)
+        .where(*_same(locked), t.c.state == State.PREPARED.value)
+        .values(
+            state=sa.bindparam("to", type_=sa.Text),
+            confirmed=True,
+            resolved_at=sa.func.now(),
+            resolved_by=sa.bindparam("by", type_=sa.Text),
+            parked=None,
+            next_attempt_at=None,
+            last_error=None,
+        )
+        .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
+    )
+
+
+@cache
+def _remove() -> sa.Executable:
+    return sa.delete(t).where(*_same(_keys))
+
+
+@cache
+def _read() -> sa.Executable:
+    return sa.select(
+        _keys.c.coordinator, _keys.c.transaction_id, t.c.state, t.c.log_id, t.c.digests, NOW_MS.label("now_ms")
+    ).select_from(_keys.outerjoin(t, sa.and_(*_same(_keys))))
+
+
+def _same(keys: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
+    return (t.c.coordinator == keys.c.coordinator, t.c.transaction_id == keys.c.transaction_id)
+
+
+def _rows(keys: Iterable[TransactionKey]) -> list[dict[str, str]]:
+    return [key.row() for key in keys]
+
+
+def _keys_of(rows: Iterable[sa.Row[Any]]) -> set[TransactionKey]:
+    return {TransactionKey(row.coordinator, row.transaction_id) for row in rows}
