@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from profiles_server import tables
 from profiles_server.config import Settings
 from profiles_server.profiles import ProfilesResource
+from profiles_server.resolving import Reader
 from profiles_server.servicer import ProfilesServicer
 from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
 from tandem.participant.names import check_names
@@ -45,7 +46,7 @@ class App:
             engine = _database(settings, stack)
             _check(settings, engine)
             registry = CollectorRegistry()
-            sweeper, participant = _participant(settings, engine, registry, stack)
+            participant, resolver, sweeper = _participant(settings, engine, registry, stack)
 
             self._server = Server(
                 settings.listen,
@@ -54,8 +55,8 @@ class App:
                 with_reflection=settings.reflection,
             )
             stack.callback(self._server.drain, settings.drain_s)
-            ParticipantServicer(participant).add_to(self._server)
-            ProfilesServicer(engine).add_to(self._server)
+            ParticipantServicer(participant, resolver).add_to(self._server)
+            ProfilesServicer(Reader(engine, resolver)).add_to(self._server)
 
             registry.register(PreparedCollector(engine, settings.coordinators))
             self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
@@ -122,7 +123,7 @@ def sweep(settings: Settings) -> int:
     with ExitStack() as stack:
         engine = _database(settings, stack)
         _check(settings, engine)
-        sweeper, _ = _participant(settings, engine, CollectorRegistry(), stack)
+        _, _, sweeper = _participant(settings, engine, CollectorRegistry(), stack)
         return sweeper.run_once()
 
 
@@ -144,7 +145,7 @@ def _check(settings: Settings, engine: Engine) -> None:
 
 def _participant(
     settings: Settings, engine: Engine, registry: CollectorRegistry, stack: ExitStack
-) -> tuple[Sweeper, Participant]:
+) -> tuple[Participant, Resolver, Sweeper]:
     metrics = ParticipantMetrics(registry)
     participant = Participant(
         engine,
@@ -156,4 +157,4 @@ def _participant(
     )
     resolver = Resolver(participant, settings.coordinators)
     stack.callback(resolver.close)
-    return Sweeper(engine, resolver, metrics, batch=settings.sweep_batch), participant
+    return participant, resolver, Sweeper(engine, resolver, metrics, batch=settings.sweep_batch)

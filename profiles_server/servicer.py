@@ -1,27 +1,27 @@
 """ProfilesService: validates, translates, delegates, and nothing else.
 
-What is only prepared is invisible: NOT_FOUND. (The reads say which prepared transactions they met; nothing asks for
-their decisions yet.)
+What is only prepared is invisible: NOT_FOUND where its coordinator says that it is undecided, IN_DOUBT where it says
+nothing (R10).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
 import grpc
 from google.rpc import status_pb2
-from sqlalchemy.engine import Engine
 
-from profiles_server import reading, updating
+from profiles_server import updating
+from profiles_server.resolving import Reader, Resolved
 from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.runtime.auth import caller_of
 from tandem.runtime.channel import MAX_MESSAGE_BYTES
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
-from tandem.runtime.server import Server
+from tandem.runtime.server import Server, time_left_s
 from tandem.runtime.status import ok, to_status
 
 E = TypeVar("E", person_pb2.Person, business_pb2.Business)
@@ -35,8 +35,8 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
     """The gRPC face of what profiles stores."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
     def add_to(self, server: Server) -> None:
         """Adds the service to a server."""
@@ -51,7 +51,7 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
     def GetPerson(self, request: pb.GetPersonRequest, context: grpc.ServicerContext) -> pb.GetPersonResponse:
         """One person."""
         person_id = UUID(request.person_id)
-        person = reading.persons(self._engine, [person_id]).active.get(person_id)
+        person = _one(self._reader.persons([person_id], timeout_s=time_left_s(context)), person_id)
         if person is None:
             if not request.allow_missing:
                 raise _not_found("person")
@@ -63,7 +63,7 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
     ) -> pb.BatchGetPersonsResponse:
         """A person each."""
         ids = _ids("person_ids", request.person_ids)
-        found = reading.persons(self._engine, _good(ids)).active
+        found = self._reader.persons(_good(ids), timeout_s=time_left_s(context))
         return pb.BatchGetPersonsResponse(
             results=[
                 pb.BatchGetPersonsResult(status=status, person=person)
@@ -73,19 +73,24 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
 
     def UpdatePerson(self, request: pb.UpdatePersonRequest, context: grpc.ServicerContext) -> pb.UpdatePersonResponse:
         """Changes a person."""
-        person_id = _id("person.person_id", request.person.person_id)
-        return pb.UpdatePersonResponse(
-            person=updating.update_person(
-                self._engine, person_id, request.person, request.update_mask.paths, actor=caller_of(context)
+        changed = updating.update_person(
+            updating.Update(
+                self._reader,
+                _id("person.person_id", request.person.person_id),
+                request.person,
+                request.update_mask.paths,
+                caller_of(context),
+                time_left_s(context),
             )
         )
+        return pb.UpdatePersonResponse(person=changed)
 
     # --- businesses -------------------------------------------------------------------------------------------
 
     def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
         """One business."""
         business_id = UUID(request.business_id)
-        business = reading.businesses(self._engine, [business_id]).active.get(business_id)
+        business = _one(self._reader.businesses([business_id], timeout_s=time_left_s(context)), business_id)
         if business is None:
             if not request.allow_missing:
                 raise _not_found("business")
@@ -97,7 +102,7 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
     ) -> pb.BatchGetBusinessesResponse:
         """A business each."""
         ids = _ids("business_ids", request.business_ids)
-        found = reading.businesses(self._engine, _good(ids)).active
+        found = self._reader.businesses(_good(ids), timeout_s=time_left_s(context))
         return pb.BatchGetBusinessesResponse(
             results=[
                 pb.BatchGetBusinessesResult(status=status, business=business)
@@ -109,12 +114,17 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
         self, request: pb.UpdateBusinessRequest, context: grpc.ServicerContext
     ) -> pb.UpdateBusinessResponse:
         """Changes a business."""
-        business_id = _id("business.business_id", request.business.business_id)
-        return pb.UpdateBusinessResponse(
-            business=updating.update_business(
-                self._engine, business_id, request.business, request.update_mask.paths, actor=caller_of(context)
+        changed = updating.update_business(
+            updating.Update(
+                self._reader,
+                _id("business.business_id", request.business.business_id),
+                request.business,
+                request.update_mask.paths,
+                caller_of(context),
+                time_left_s(context),
             )
         )
+        return pb.UpdateBusinessResponse(business=changed)
 
 
 def _id(field: str, text: str) -> UUID:
@@ -138,8 +148,14 @@ def _good(ids: Sequence[UUID | InvalidRequest]) -> list[UUID]:
     return [id_ for id_ in ids if isinstance(id_, UUID)]
 
 
+def _one(found: Resolved[E], id_: UUID) -> E | None:
+    if id_ in found.in_doubt:
+        raise found.in_doubt[id_]
+    return found.active.get(id_)
+
+
 def _answers(
-    kind: str, ids: Sequence[UUID | InvalidRequest], found: Mapping[UUID, E]
+    kind: str, ids: Sequence[UUID | InvalidRequest], found: Resolved[E]
 ) -> Iterator[tuple[status_pb2.Status, E | None]]:
     """A status an id, and the entity where it is OK."""
     left = MAX_ANSWER_BYTES
@@ -147,7 +163,10 @@ def _answers(
         if isinstance(id_, InvalidRequest):
             yield to_status(id_), None
             continue
-        entity = found.get(id_)
+        if id_ in found.in_doubt:
+            yield to_status(found.in_doubt[id_]), None
+            continue
+        entity = found.active.get(id_)
         if entity is None:
             yield to_status(_not_found(kind)), None
             continue

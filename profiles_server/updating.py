@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,13 +19,18 @@ from profiles_server.checks import check
 from profiles_server.mapping import Facts, business_facts, person_facts
 from profiles_server.masks import Mask, merged
 from profiles_server.publishing import entity_id
-from profiles_server.reading import Found
+from profiles_server.resolving import ENDED, Reader, Resolved
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.batches import redo
 from tandem.runtime.database import UNIQUE_VIOLATION, constraint, local_transaction, sqlstate
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.identifiers import TransactionKey
 
 E = TypeVar("E", person_pb2.Person, business_pb2.Business)
+
+
+class _Read(Protocol[E]):
+    def __call__(self, reader: Reader, ids: Sequence[UUID], /, *, timeout_s: float) -> Resolved[E]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,47 +39,73 @@ class _Kind(Generic[E]):
 
     name: str
     table: sa.Table
-    read: Callable[[Engine, Sequence[UUID]], Found[E]]
+    read: _Read[E]
     facts: Callable[[E], Facts]
     mask: Mask
 
 
+@dataclass(frozen=True, slots=True)
+class Update(Generic[E]):
+    """What is to be changed: the fields `paths` of the entity, to those of `new`, whose version was read.
+
+    actor: who asks. timeout_s: until then the caller waits.
+    """
+
+    reader: Reader
+    id: UUID
+    new: E
+    paths: Sequence[str]
+    actor: str
+    timeout_s: float
+
+
+class _RegistrationHeld(TandemError):
+    """A prepared business has the registration number."""
+
+    def __init__(self, holder: TransactionKey) -> None:
+        super().__init__(
+            "another transaction in progress holds this registration_number",
+            reason=Reason.HELD,
+            retry_after_s=1.0,
+            metadata={"held_by_coordinator": holder.coordinator, "held_by_transaction_id": str(holder.transaction_id)},
+        )
+        self.holder = holder
+
+
 _PERSON: _Kind[person_pb2.Person] = _Kind(
-    "person", t.person, reading.persons, person_facts, Mask(frozenset({"person_id", "version"}), nested="name")
+    "person", t.person, Reader.persons, person_facts, Mask(frozenset({"person_id", "version"}), nested="name")
 )
 _BUSINESS: _Kind[business_pb2.Business] = _Kind(
     "business",
     t.business,
-    reading.businesses,
+    Reader.businesses,
     business_facts,
     Mask(frozenset({"business_id", "people", "version"}), nested="industry"),
 )
 
 
-def update_person(
-    engine: Engine, person_id: UUID, new: person_pb2.Person, paths: Sequence[str], *, actor: str
-) -> person_pb2.Person:
+def update_person(update: Update[person_pb2.Person]) -> person_pb2.Person:
     """The person after its fields `paths` were set to those of `new`, whose version is the one that was read.
 
-    Raises InvalidRequest, or NOT_FOUND, VERSION_MISMATCH (metadata: current_version).
+    Raises InvalidRequest, or NOT_FOUND, VERSION_MISMATCH (metadata: current_version), HELD or IN_DOUBT where it is
+    only prepared (R10).
     """
-    return _update(engine, _PERSON, person_id, new, paths, actor=actor)
+    return _update(_PERSON, update)
 
 
-def update_business(
-    engine: Engine, business_id: UUID, new: business_pb2.Business, paths: Sequence[str], *, actor: str
-) -> business_pb2.Business:
+def update_business(update: Update[business_pb2.Business]) -> business_pb2.Business:
     """The business, likewise, with its people. Raises also ALREADY_EXISTS and HELD for a registration that is taken."""
-    return _update(engine, _BUSINESS, business_id, new, paths, actor=actor)
+    return _update(_BUSINESS, update)
 
 
-def _update(engine: Engine, kind: _Kind[E], id_: UUID, new: E, paths: Sequence[str], *, actor: str) -> E:
+def _update(kind: _Kind[E], update: Update[E]) -> E:
+    new, paths = update.new, update.paths
     wrong = kind.mask.wrong(new, paths)
     if new.version < 1:
         wrong.append(Violation(f"{kind.name}.version", "must be the version that was read, at least 1"))
     if wrong:
         raise InvalidRequest(wrong)
-    current = _current(engine, kind, id_, new.version)
+    current = _current(kind, update)
     changed = merged(current, new, paths)
     people: list[business_pb2.BusinessRole] = []
     if isinstance(changed, business_pb2.Business):
@@ -84,11 +115,13 @@ def _update(engine: Engine, kind: _Kind[E], id_: UUID, new: E, paths: Sequence[s
         check(changed)
     except InvalidRequest as error:
         raise error.below(kind.name) from None
-    (version,) = redo([None], lambda _: [_write(engine, kind, id_, changed, actor)])
+    (version,) = redo([None], lambda _: [_write(kind, update, changed)])
+    if isinstance(version, _RegistrationHeld) and _gone(update, version.holder):
+        (version,) = redo([None], lambda _: [_write(kind, update, changed)])
     if isinstance(version, TandemError):
         raise version
     if version is None:
-        _current(engine, kind, id_, new.version)
+        _current(kind, update)
         raise TandemError(f"this {kind.name} is being changed: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.1)
     changed.version = version
     if isinstance(changed, business_pb2.Business):
@@ -96,12 +129,17 @@ def _update(engine: Engine, kind: _Kind[E], id_: UUID, new: E, paths: Sequence[s
     return changed
 
 
-def _current(engine: Engine, kind: _Kind[E], id_: UUID, version: int) -> E:
-    """The active entity. Raises NOT_FOUND or VERSION_MISMATCH."""
-    current = kind.read(engine, [id_]).active.get(id_)
+def _current(kind: _Kind[E], update: Update[E]) -> E:
+    """The active entity. Raises NOT_FOUND or VERSION_MISMATCH, and HELD or IN_DOUBT where it is only prepared (R10)."""
+    found, id_ = kind.read(update.reader, [update.id], timeout_s=update.timeout_s), update.id
+    if id_ in found.in_doubt:
+        raise found.in_doubt[id_]
+    if id_ in found.undecided:
+        raise TandemError(f"the {kind.name} is just being created: ask again", reason=Reason.HELD, retry_after_s=1.0)
+    current = found.active.get(id_)
     if current is None:
         raise TandemError(f"there is no such {kind.name}", reason=Reason.NOT_FOUND)
-    if current.version != version:
+    if current.version != update.new.version:
         raise TandemError(
             f"the {kind.name} was changed meanwhile: read it again",
             reason=Reason.VERSION_MISMATCH,
@@ -110,13 +148,13 @@ def _current(engine: Engine, kind: _Kind[E], id_: UUID, version: int) -> E:
     return current
 
 
-def _write(engine: Engine, kind: _Kind[E], id_: UUID, changed: E, actor: str) -> int | None:
+def _write(kind: _Kind[E], update: Update[E], changed: E) -> int | None:
     """Writes what is left to write if the version still fits; the new version, or None if it does not."""
     table = kind.table
     (key,) = table.primary_key.columns
     updated = (
         sa.update(table)
-        .where(key == id_, table.c.version == changed.version, table.c.state == t.ACTIVE)
+        .where(key == update.id, table.c.version == changed.version, table.c.state == t.ACTIVE)
         .values(**kind.facts(changed), version=table.c.version + 1, updated_at=sa.func.now())
         .returning(table.c.version, entity_id(table).label("entity_id"))
         .cte("updated")
@@ -124,19 +162,29 @@ def _write(engine: Engine, kind: _Kind[E], id_: UUID, changed: E, actor: str) ->
     event = sa.insert(t.audit_event).from_select(
         ["actor", "action", "entity_kind", "entity_id", "version"],
         sa.select(
-            sa.literal(actor), sa.literal("updated"), sa.literal(kind.name), updated.c.entity_id, updated.c.version
+            sa.literal(update.actor),
+            sa.literal("updated"),
+            sa.literal(kind.name),
+            updated.c.entity_id,
+            updated.c.version,
         ),
     )
     statement = sa.select(updated.c.version).add_cte(event.cte("event"))
     try:
-        with local_transaction(engine) as connection:
+        with local_transaction(update.reader.engine) as connection:
             version: int | None = connection.execute(statement).scalar_one_or_none()
     except sa.exc.IntegrityError as error:
         if sqlstate(error) == UNIQUE_VIOLATION and constraint(error) == t.REGISTRATION_KEY:
             assert isinstance(changed, business_pb2.Business)
-            raise _taken(engine, changed) from None
+            raise _taken(update.reader.engine, changed) from None
         raise
     return version
+
+
+def _gone(update: Update[E], holder: TransactionKey) -> bool:
+    """Whether the holder has ended; an update acts like a reader (R10). Raises where nobody can say."""
+    outcome = update.reader.resolve(holder, timeout_s=update.timeout_s)
+    return outcome in ENDED
 
 
 def _taken(engine: Engine, business: business_pb2.Business) -> TandemError:
@@ -146,12 +194,7 @@ def _taken(engine: Engine, business: business_pb2.Business) -> TandemError:
         return TandemError("what stood in the way has just gone: ask again", reason=Reason.HELD, retry_after_s=0.1)
     state, key = held
     if state == t.PREPARED:
-        return TandemError(
-            "another transaction in progress holds this registration_number",
-            reason=Reason.HELD,
-            retry_after_s=1.0,
-            metadata={"held_by_coordinator": key.coordinator, "held_by_transaction_id": str(key.transaction_id)},
-        )
+        return _RegistrationHeld(key)
     return TandemError(
         "there is an active entity with this registration_number already",
         reason=Reason.ALREADY_EXISTS,

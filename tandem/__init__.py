@@ -27,11 +27,15 @@ nothing was sent. After the commit nothing raises; `tx.delivered` says whether e
 A participant stages, publishes and discards what it is asked to. It writes four functions (`Resource`) and wires:
 
     from tandem.participant import Participant, ParticipantMetrics, ParticipantServicer, Resolver, Sweeper
+    from tandem.participant import check_names
+
+    check_names(engine, name="profiles", coordinators=targets)                      # name → gRPC target
 
     participant = Participant(engine, name="profiles", resource=MyResource(), coordinators=targets, times=Times(),
                               metrics=ParticipantMetrics(registry))
-    ParticipantServicer(participant).add_to(server)                               # tandem.runtime.server.Server
-    Sweeper(engine, Resolver(participant, targets), metrics).run_once()           # on a schedule, any number of them
+    resolver = Resolver(participant, targets)
+    ParticipantServicer(participant, resolver).add_to(server)                       # tandem.runtime.server.Server
+    Sweeper(engine, resolver, metrics).run_once()                                   # on a schedule, any number of them
 
 Each half has its names in a package of its own, since both know a `Refused`. Both make their tables by
 `MIGRATIONS.upgrade(engine)`. `CoordinatorServicer` and `Recovery` (tandem.coordinator) answer for the decisions and

@@ -141,6 +141,7 @@ def scripts(alpha: ScriptedCoordinator, beta: ScriptedCoordinator) -> Scripts:
         scripted.outcome, scripted.error, scripted.answers = OUTCOMES.Value("OUTCOME_ABORTED"), None, -1
         scripted.meanwhile = lambda: None
         scripted.asked.clear()
+        scripted.fenced.clear()
     return alpha, beta
 
 
@@ -433,7 +434,7 @@ def test_r6_commit_succeeds_whatever_happens_in_between(house: House, way: bool)
         times=house.times,
         metrics=ledger.metrics,
     )
-    with served(ParticipantServicer(reborn)) as server:
+    with served(ParticipantServicer(reborn, ledger.resolver)) as server:
         again = Wire(server.port, batch=way)
         assert again.ask(asking(transaction_id, name, second)).vote == (
             "ledger",
@@ -485,7 +486,7 @@ def test_r6_a_vote_under_another_name_does_not_count(house: House) -> None:
 
 def test_r6_a_vote_with_another_digest_does_not_count(house: House) -> None:
     """R6: "The vote returns the participant's own name and digest, and counts only if both …"."""
-    name, tampered = fresh_name(), TamperedParticipant(house.ledger.participant)
+    name, tampered = fresh_name(), TamperedParticipant(house.ledger.participant, house.ledger.resolver)
 
     def spoil(response: pb.BatchPrepareResponse) -> pb.BatchPrepareResponse:
         response.results[0].response.digest = bytes(32)
@@ -573,7 +574,7 @@ def test_r6_abort_goes_to_everyone_who_was_asked(house: House, own_id: bool) -> 
 
 def test_r6_abort_goes_to_those_whose_vote_was_lost(house: House) -> None:
     """R6: a participant that staged and whose answer never came was sent a Prepare, too."""
-    name, tampered = fresh_name(), TamperedParticipant(house.ledger.participant)
+    name, tampered = fresh_name(), TamperedParticipant(house.ledger.participant, house.ledger.resolver)
 
     def lose_vote(_: pb.BatchPrepareResponse) -> pb.BatchPrepareResponse:
         raise TandemError("the answer is lost", reason=Reason.UNAVAILABLE)
@@ -601,7 +602,7 @@ def crossing(house: House, where: Member) -> Iterator[tuple[Crossing, Wire]]:
         times=house.times,
         metrics=where.metrics,
     )
-    with served(ParticipantServicer(participant), workers=8) as server:
+    with served(ParticipantServicer(participant, where.resolver), workers=8) as server:
         yield plug, Wire(server.port)
 
 
@@ -945,6 +946,116 @@ def test_r9_expired_for_real(house: House, new_member: NewMember) -> None:
     assert patient.accounts(name) == {name: "prepared"}
 
 
+# --- R10: whoever meets a prepared row resolves it --------------------------------------------------------------------
+
+
+def holder_of(edge: Member, name: str, *, age_s: float = 0.0) -> UUID:
+    """A prepared transaction of alpha's that holds this name, prepared so long ago."""
+    transaction_id = new_id()
+    assert Wire(edge.server.port).ask(asking(transaction_id, name, coordinator="alpha")).ok
+    edge.set(transaction_id, prepared_at=sa.func.now() - timedelta(seconds=age_s))
+    return transaction_id
+
+
+@pytest.mark.parametrize(
+    ("outcome", "age_s", "fenced", "code", "reason", "state"),
+    [
+        ("ABORTED", 0, False, "OK", "", "aborted"),
+        ("COMMITTED", 0, False, "ALREADY_EXISTS", "ALREADY_EXISTS", "committed"),
+        ("UNDECIDED", 0, False, "ABORTED", "HELD", "prepared"),
+        ("IN_PROGRESS", 0, False, "ABORTED", "HELD", "prepared"),
+        ("WRONG_LOG", 0, False, "ABORTED", "HELD", "prepared"),
+        ("EXPIRED", 9, True, "ABORTED", "HELD", "prepared"),
+        ("ABORTED", 9, True, "OK", "", "aborted"),
+        ("COMMITTED", 9, True, "ALREADY_EXISTS", "ALREADY_EXISTS", "committed"),
+    ],
+)  # fmt: skip
+def test_r10_a_new_prepare_pushes(
+    edge: Member,
+    scripts: Scripts,
+    way: bool,
+    outcome: str,
+    age_s: float,
+    fenced: bool,
+    code: str,
+    reason: str,
+    state: str,
+) -> None:
+    """R10: "a new Prepare that needs what another holds … asks (with a fence if the holder is older than push_after,
+    else without), and stages again: aborted → goes on; committed → roll forward, ALREADY_EXISTS; else → no vote"."""
+    alpha, _ = scripts
+    name = fresh_name()
+    holder = holder_of(edge, name, age_s=age_s)
+    alpha.outcome = OUTCOMES.Value(f"OUTCOME_{outcome}")
+    votes = counted(edge.registry, "tandem_votes_total")
+    answer = Wire(edge.server.port, batch=way).ask(asking(new_id(), name, coordinator="alpha"))
+    assert (answer.code, answer.reason) == (code, reason)
+    assert (answer.retry_after_s is not None) == (reason == "HELD")
+    assert (alpha.asked, alpha.fenced) == ([[str(holder)]], [fenced])
+    row = edge.row(holder)
+    assert row is not None
+    assert (row.state, row.resolved_by) == (state, None if state == "prepared" else "push")
+    assert counted(edge.registry, "tandem_votes_total") == votes + (3 if way else 1), (
+        "one vote, however often it staged"
+    )
+
+
+def test_r10_behind_one_holder_there_may_be_another(edge: Member, scripts: Scripts) -> None:
+    """A transaction of two writes, each held by a dead one: both are pushed aside, and its batch's neighbour is left
+    alone."""
+    alpha, beta = scripts
+    names = [fresh_name(), fresh_name()]
+    holders = [holder_of(edge, name, age_s=60) for name in names]
+    neighbour = fresh_name()
+    answers = Wire(edge.server.port).ask_all(
+        asking(new_id(), *names, coordinator="alpha"), asking(new_id(), neighbour, coordinator="beta")
+    )
+    assert [answer.ok for answer in answers] == [True, True]
+    assert sorted(id_ for ids in alpha.asked for id_ in ids) == sorted(map(str, holders))
+    assert beta.asked == []
+
+
+def test_r10_a_push_is_bounded(edge: Member, scripts: Scripts) -> None:
+    """Nobody answers, or too late: a no vote in time, with a time to retry after."""
+    alpha, _ = scripts
+    name = fresh_name()
+    holder_of(edge, name, age_s=60)
+    going_on = threading.Event()
+    alpha.meanwhile = lambda: going_on.wait(10)
+    started = time.monotonic()
+    try:
+        answer = Wire(edge.server.port).ask(asking(new_id(), name, coordinator="alpha"))
+    finally:
+        going_on.set()
+    assert (answer.code, answer.reason, answer.retry_after_s) == ("ABORTED", "HELD", 1.0)
+    assert time.monotonic() - started < Times().prepare_deadline_s
+    alpha.stop()
+    try:
+        assert Wire(edge.server.port).ask(asking(new_id(), name, coordinator="alpha")).reason == "HELD"
+    finally:
+        alpha.start()
+
+
+def test_r10_a_driver_at_work_is_not_fenced(house: House) -> None:
+    """R10 and R3 together, with a real log: a competitor of a young transaction waits, that of an old one fences it."""
+    name = fresh_name()
+    young = house.coordinator.prepare({"ledger": [entry(name)]})
+    with pytest.raises(Unavailable) as caught:
+        house.coordinator.prepare({"ledger": [entry(name)]})
+    assert caught.value.metadata["reasons"] == "HELD"
+    assert house.outcome(young.id) is None
+    house.ledger.set(young.id, prepared_at=sa.func.now() - timedelta(seconds=house.times.push_after_s + 1))
+    winner = house.coordinator.prepare({"ledger": [entry(name)]})
+    assert house.outcome(young.id) == "aborted"
+    with pytest.raises(sa.exc.IntegrityError), house.engine.begin() as connection:
+        connection.execute(young.decision)  # type: ignore[arg-type]
+    with house.engine.begin() as connection:
+        connection.execute(winner.decision)  # type: ignore[arg-type]
+    assert winner.finish() is Outcome.COMMITTED
+    assert young.finish() is Outcome.ABORTED
+    assert house.ledger.accounts(name) == {name: "active"}
+
+
 # --- R11 drivers -----------------------------------------------------------------------------------------------------
 
 
@@ -1120,7 +1231,7 @@ def two(house: House, new_member: NewMember) -> Iterator[Two]:
         members = {
             name: new_member(name, {COORDINATOR: f"127.0.0.1:{house.server.port}"}) for name in ("left", "right")
         }
-        tampered = {name: TamperedParticipant(each.participant) for name, each in members.items()}
+        tampered = {name: TamperedParticipant(each.participant, each.resolver) for name, each in members.items()}
         targets = {name: f"127.0.0.1:{closing.enter_context(served(each)).port}" for name, each in tampered.items()}
         coordinator = Coordinator(house.engine, name=COORDINATOR, participants=targets)
         closing.callback(coordinator.close)
@@ -1206,7 +1317,7 @@ def stopped(where: Member) -> Iterator[None]:
         yield
     finally:
         where.server = Server(f"127.0.0.1:{port}", workers=16)
-        ParticipantServicer(where.participant).add_to(where.server)
+        ParticipantServicer(where.participant, where.resolver).add_to(where.server)
         where.server.start()
 
 
@@ -1242,7 +1353,7 @@ def test_r12_a_participant_that_is_gone_when_commit_comes(
 def test_r12_a_participant_that_answers_nonsense(house: House, answered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """R12: whatever a participant answers to Commit, the block returns and the decision stays undelivered."""
     monkeypatch.setattr("tandem.coordinator.driver.CONFIRM_S", 0.3)
-    tampered, name = TamperedParticipant(house.ledger.participant), fresh_name()
+    tampered, name = TamperedParticipant(house.ledger.participant, house.ledger.resolver), fresh_name()
 
     def spoil(response: pb.BatchCommitResponse) -> pb.BatchCommitResponse:
         if answered == "too few answers":
@@ -1262,7 +1373,7 @@ def test_r12_a_participant_that_answers_nonsense(house: House, answered: str, mo
 
 def test_r12_a_mark_that_cannot_be_written(house: House) -> None:
     """R12 and R16: somebody sits on the decision's row: the block returns all the same, in bounded time."""
-    tampered, name = TamperedParticipant(house.ledger.participant), fresh_name()
+    tampered, name = TamperedParticipant(house.ledger.participant, house.ledger.resolver), fresh_name()
     lock = "SELECT FROM twophase.decision WHERE transaction_id = :id FOR UPDATE"
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(served(tampered))
@@ -1298,7 +1409,7 @@ def test_r12_a_full_background_queue_drops(house: House, monkeypatch: pytest.Mon
     """R12: "A full background queue drops: recovery has it"."""
     monkeypatch.setattr("tandem.coordinator.delivery.QUEUE_LIMIT", 1)
     monkeypatch.setattr("tandem.coordinator.delivery.BACKGROUND_S", 30.0)
-    tampered = TamperedParticipant(house.ledger.participant)
+    tampered = TamperedParticipant(house.ledger.participant, house.ledger.resolver)
     entered, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -1448,7 +1559,7 @@ def test_r15_votes_and_acks_are_durable(house: House, new_database: NewDatabase,
     with made.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == configured
     try:
-        with served(ParticipantServicer(participant)) as server:
+        with served(ParticipantServicer(participant, made.resolver)) as server:
             wire, ids = Wire(server.port), [new_id(), new_id()]
             for transaction_id, end in zip(ids, (commit_of, abort_of), strict=True):
                 assert wire.ask(asking(transaction_id, fresh_name())).ok
@@ -1570,7 +1681,7 @@ def test_r16_pages(house: House, size: int) -> None:
 def test_r16_calls_at_once(house: House) -> None:
     """R16: "Every … queue … has a limit": with one worker and one place to wait, a third call is turned away."""
     entered, go_on = threading.Event(), threading.Event()
-    tampered = TamperedParticipant(house.ledger.participant)
+    tampered = TamperedParticipant(house.ledger.participant, house.ledger.resolver)
 
     def hold() -> None:
         entered.set()

@@ -51,6 +51,20 @@ class Yes:
     digest: bytes
 
 
+class HeldByAnother(TandemError):
+    """A no vote: `holder`, another transaction in progress, holds what this one needs (R8)."""
+
+    def __init__(self, key: TransactionKey, holder: TransactionKey) -> None:
+        super().__init__(
+            "another transaction in progress holds what this one needs",
+            reason=Reason.HELD,
+            transaction_id=key.transaction_id,
+            retry_after_s=1.0,
+            metadata={"held_by_coordinator": holder.coordinator, "held_by_transaction_id": str(holder.transaction_id)},
+        )
+        self.holder = holder
+
+
 @dataclass(frozen=True, slots=True)
 class _Ready:
     """An Ask whose shape is right."""
@@ -97,7 +111,7 @@ class Participant:
         return f"Participant({self.name!r}, coordinators={sorted(self.coordinators)})"
 
     def prepare(self, asks: Sequence[Ask]) -> list[Yes | TandemError]:
-        """Stages what is asked, durably; a yes vote or the reason of a no vote each (R6)."""
+        """Stages what is asked, durably; a yes vote or the reason of a no vote each (R6). Pushes nobody (R10)."""
         ready: dict[TransactionKey, _Ready] = {}
         answers: list[Yes | TandemError | None] = []
         for ask in asks:
@@ -115,13 +129,7 @@ class Participant:
                 answers.append(TandemError("a write could not be read", transaction_id=ask.key.transaction_id))
         order = sorted(ready)
         done = dict(zip(order, redo([ready[key] for key in order], self._prepare), strict=True))
-        result = [done[ask.key] if answer is None else answer for ask, answer in zip(asks, answers, strict=True)]
-        for answer in result:
-            if isinstance(answer, Yes):
-                self.metrics.votes.labels("yes", "").inc()
-            else:
-                self.metrics.votes.labels("no", answer.reason.value).inc()
-        return result
+        return [done[ask.key] if answer is None else answer for ask, answer in zip(asks, answers, strict=True)]
 
     def commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
         """Publishes what was staged; None where that is done, now or before."""
@@ -203,7 +211,7 @@ class Participant:
                         answers[r.key] = _of(error, r.key)
                         refused.add(r.key)
                     case HeldBy(holder):
-                        answers[r.key] = _held(r.key, holder)
+                        answers[r.key] = HeldByAnother(r.key, holder)
                         refused.add(r.key)
                     case _:
                         answers[r.key] = Yes(transaction_digest(r.digests))
@@ -339,16 +347,6 @@ def _in_progress(key: TransactionKey) -> TandemError:
         reason=Reason.IN_PROGRESS,
         transaction_id=key.transaction_id,
         retry_after_s=0.1,
-    )
-
-
-def _held(key: TransactionKey, holder: TransactionKey) -> TandemError:
-    return TandemError(
-        "another transaction in progress holds what this one needs",
-        reason=Reason.HELD,
-        transaction_id=key.transaction_id,
-        retry_after_s=1.0,
-        metadata={"held_by_coordinator": holder.coordinator, "held_by_transaction_id": str(holder.transaction_id)},
     )
 
 

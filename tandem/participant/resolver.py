@@ -6,17 +6,25 @@ transaction is open while a coordinator is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 import grpc
+from sqlalchemy.engine import Row
 
+from tandem.participant import rows
 from tandem.participant.participant import Participant
-from tandem.participant.transaction import ResolvedBy
+from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.channel import open_channel
+from tandem.runtime.database import local_transaction
+from tandem.runtime.digest import transaction_digest
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import from_rpc_error, from_status
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
@@ -42,6 +50,13 @@ class InDoubt:
     digest: bytes
 
 
+def in_doubt(row: Row[Any]) -> InDoubt:
+    """A row of `twophase.prepared_transaction` as a question."""
+    return InDoubt(
+        TransactionKey(row.coordinator, row.transaction_id), row.log_id, transaction_digest(bytes(row.digests))
+    )
+
+
 class Resolver:
     """Clients of the coordinators.
 
@@ -57,7 +72,9 @@ class Resolver:
             name: coordinator_pb2_grpc.CoordinatorServiceStub(channel) for name, channel in self._channels.items()
         }
 
-    def ask(self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool) -> list[Outcome | TandemError]:
+    def ask(
+        self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float = math.inf
+    ) -> list[Outcome | TandemError]:
         """What this coordinator decided for each. Raises TandemError if it can't be asked at all."""
         stub = self._stubs.get(coordinator)
         if stub is None:
@@ -72,7 +89,7 @@ class Resolver:
                 digest=item.digest,
             )
         try:
-            response = stub.Resolve(request, timeout=self._timeout_s)
+            response = stub.Resolve(request, timeout=min(self._timeout_s, timeout_s))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         if len(response.results) != len(batch):
@@ -83,14 +100,15 @@ class Resolver:
         ]
 
     def settle(
-        self, batch: Sequence[InDoubt], *, fence: bool, by: ResolvedBy
+        self, batch: Sequence[InDoubt], *, fence: bool, by: ResolvedBy, timeout_s: float = math.inf
     ) -> dict[TransactionKey, Outcome | TandemError]:
         """Asks for each and applies COMMITTED and ABORTED; anything else changes nothing (R9).
 
         The batch is one coordinator's. An outcome that could not be applied is answered with the error. Raises
         TandemError if the coordinator can't be asked.
         """
-        answers = self.ask(batch[0].key.coordinator, batch, fence=fence)
+        answers = self.ask(batch[0].key.coordinator, batch, fence=fence, timeout_s=timeout_s)
+        failpoint(f"{by.value}.after_resolve")
         settled = {item.key: answer for item, answer in zip(batch, answers, strict=True)}
         for outcome, apply in (
             (Outcome.COMMITTED, self._participant.commit),
@@ -100,7 +118,42 @@ class Resolver:
             if keys:
                 applied = zip(keys, apply(keys, by), strict=True)
                 settled |= {key: error for key, error in applied if error is not None}
+        failpoint(f"{by.value}.after_apply")
         return settled
+
+    def meet(
+        self,
+        keys: Collection[TransactionKey],
+        *,
+        by: ResolvedBy,
+        timeout_s: float,
+        fence_after_s: float | None = None,
+    ) -> dict[TransactionKey, Outcome | TandemError]:
+        """Resolves transactions whose prepared rows somebody has met (R10), all within `timeout_s`.
+
+        fence_after_s: those prepared longer ago are fenced if they are undecided; None: none is. COMMITTED and ABORTED
+        are applied when this returns, so a look at the entities tells the rest. An error: nobody could say.
+        """
+        with local_transaction(self._participant.engine) as connection:
+            found = rows.met(connection, sorted(keys))
+        # What has ended meanwhile, or went with a no vote, needs nobody's answer.
+        outcomes: dict[TransactionKey, Outcome | TandemError] = dict.fromkeys(keys, Outcome.ABORTED)
+        asked: dict[tuple[str, bool], list[InDoubt]] = {}
+        for row in found:
+            key = TransactionKey(row.coordinator, row.transaction_id)
+            if row.state == State.PREPARED:
+                fence = fence_after_s is not None and row.age_s > fence_after_s
+                asked.setdefault((row.coordinator, fence), []).append(in_doubt(row))
+            elif row.state == State.COMMITTED:
+                outcomes[key] = Outcome.COMMITTED
+        until = time.monotonic() + timeout_s
+        for (_, fence), batch in sorted(asked.items()):
+            try:
+                left_s = max(until - time.monotonic(), 0.0)
+                outcomes |= self.settle(batch, fence=fence, by=by, timeout_s=left_s)
+            except TandemError as error:
+                outcomes |= {item.key: error for item in batch}
+        return outcomes
 
     def close(self) -> None:
         """Closes the channels."""

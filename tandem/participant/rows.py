@@ -90,6 +90,11 @@ def read(connection: Connection, keys: Sequence[TransactionKey]) -> Read:
     return found
 
 
+def met(connection: Connection, keys: Sequence[TransactionKey]) -> list[sa.Row[Any]]:
+    """The rows of these keys, with their age in s by the database's clock (R13)."""
+    return list(connection.execute(_met(), {"keys": _rows(keys)}))
+
+
 # --- the statements ---------------------------------------------------------------------------------------------------
 
 _keys = records("keys", KEY_COLUMNS)
@@ -179,6 +184,12 @@ def _read() -> sa.Executable:
     return sa.select(
         _keys.c.coordinator, _keys.c.transaction_id, t.c.state, t.c.log_id, t.c.digests, NOW_MS.label("now_ms")
     ).select_from(_keys.outerjoin(t, sa.and_(*_same(_keys))))
+
+
+@cache
+def _met() -> sa.Executable:
+    age_s = sa.extract("epoch", sa.func.now() - t.c.prepared_at)
+    return sa.select(t, age_s.label("age_s")).join(_keys, sa.and_(*_same(_keys)))
 
 
 def _same(keys: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:

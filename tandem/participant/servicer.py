@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from sqlalchemy.engine import Row
 
-from tandem.participant import inspection
+from tandem.participant import inspection, pushing
 from tandem.participant.participant import Ask, Participant, Yes
+from tandem.participant.resolver import Resolver
 from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.digest import SIZE, transaction_digest
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
@@ -44,8 +45,9 @@ _RESOLVED_BY_BACK = {value: ResolvedBy(name) for name, value in _RESOLVED_BY.ite
 class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     """The gRPC face of a participant."""
 
-    def __init__(self, participant: Participant) -> None:
+    def __init__(self, participant: Participant, resolver: Resolver) -> None:
         self._participant = participant
+        self._resolver = resolver
 
     def add_to(self, server: Server) -> None:
         """Adds the service to a server."""
@@ -59,7 +61,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:
         """A vote: the answer is yes, an error is no."""
-        (answer,) = self._participant.prepare([_ask(request)])
+        (answer,) = self._prepare([_ask(request)])
         if isinstance(answer, TandemError):
             raise answer
         return self._vote(answer)
@@ -82,7 +84,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def BatchPrepare(self, request: pb.BatchPrepareRequest, context: grpc.ServicerContext) -> pb.BatchPrepareResponse:
         """A vote each."""
-        answers = _each(request.requests, _ask, self._participant.prepare, key=lambda ask: ask.key)
+        answers = _each(request.requests, _ask, self._prepare, key=lambda ask: ask.key)
         return pb.BatchPrepareResponse(
             results=[
                 pb.BatchPrepareResult(status=to_status(answer))
@@ -148,6 +150,9 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         return pb.ParticipantServiceListTransactionsResponse(
             transactions=[_transaction(row) for row in rows], next_page_token=token
         )
+
+    def _prepare(self, asks: Sequence[Ask]) -> list[Yes | TandemError]:
+        return pushing.prepare(self._participant, self._resolver, asks)
 
     def _vote(self, yes: Yes) -> pb.PrepareResponse:
         return pb.PrepareResponse(participant=self._participant.name, digest=yes.digest)

@@ -11,15 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, Row
+from sqlalchemy.engine import Engine
 
 from tandem.participant.metrics import ParticipantMetrics
-from tandem.participant.resolver import InDoubt, Outcome, Resolver
+from tandem.participant.resolver import InDoubt, Outcome, Resolver, in_doubt
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
 from tandem.runtime.database import ASIDE, KEY_COLUMNS, local_transaction, records, seconds
-from tandem.runtime.digest import transaction_digest
 from tandem.runtime.errors import TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
@@ -81,13 +80,13 @@ class Sweeper:
 
     def _sweep(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int, probe: bool = False) -> tuple[int, int]:
         """Claims once and settles what was claimed: (claimed, ended)."""
-        in_doubt = [~t.c.confirmed, t.c.parked.is_(None), *due]
-        rows = claim(self._engine, t, due=in_doubt, limit=limit, lease_s=LEASE_S, probe=probe)
+        waiting = [~t.c.confirmed, t.c.parked.is_(None), *due]
+        rows = claim(self._engine, t, due=waiting, limit=limit, lease_s=LEASE_S, probe=probe)
         self._metrics.sweep_claimed.inc(len(rows))
         failpoint("sweeper.after_claim")
         batches: dict[str, list[InDoubt]] = defaultdict(list)
         for row in rows:
-            batches[row.coordinator].append(_in_doubt(row))
+            batches[row.coordinator].append(in_doubt(row))
         ended = 0
         for coordinator, batch in sorted(batches.items()):
             ended += self._settle(coordinator, batch)
@@ -148,9 +147,3 @@ class Sweeper:
         )
         with local_transaction(self._engine, ASIDE) as connection:
             return connection.execute(statement, {"keys": keys} if keys else {}).rowcount
-
-
-def _in_doubt(row: Row[tuple[object, ...]]) -> InDoubt:
-    return InDoubt(
-        TransactionKey(row.coordinator, row.transaction_id), row.log_id, transaction_digest(bytes(row.digests))
-    )

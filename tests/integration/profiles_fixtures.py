@@ -12,10 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
 
+from profiles_server.resolving import Reader
 from profiles_server.servicer import ProfilesServicer
 from profiles_server.tables import MIGRATIONS
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.participant import Participant
+from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
 from tandem.profiles.v1 import profiles_service_pb2_grpc
@@ -24,6 +26,7 @@ from tandem.runtime.server import Server
 from tandem.runtime.times import Times
 from tandem.v1 import participant_pb2_grpc
 from tests.integration.profiles_support import RESOURCE, Client
+from tests.support.rules import OUTCOMES, ScriptedCoordinator
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +60,23 @@ def profiles_participant(profiles_engine: Engine) -> Participant:
 
 
 @pytest.fixture(scope="session")
-def profiles_client(profiles_engine: Engine, profiles_participant: Participant) -> Iterator[Client]:
+def profiles_coordinator() -> Iterator[ScriptedCoordinator]:
+    """Who is asked for decisions: says that everything is undecided, until a test tells it otherwise."""
+    scripted = ScriptedCoordinator()
+    scripted.outcome = OUTCOMES.Value("OUTCOME_UNDECIDED")
+    yield scripted
+    scripted.stop()
+
+
+@pytest.fixture(scope="session")
+def profiles_client(
+    profiles_engine: Engine, profiles_participant: Participant, profiles_coordinator: ScriptedCoordinator
+) -> Iterator[Client]:
     server = Server("127.0.0.1:0")
-    ParticipantServicer(profiles_participant).add_to(server)
-    ProfilesServicer(profiles_engine).add_to(server)
+    address = profiles_coordinator.address
+    resolver = Resolver(profiles_participant, {"identity": address, "other": address})
+    ParticipantServicer(profiles_participant, resolver).add_to(server)
+    ProfilesServicer(Reader(profiles_engine, resolver)).add_to(server)
     server.start()
     with grpc.insecure_channel(server.address) as channel:
         yield Client(
@@ -68,3 +84,4 @@ def profiles_client(profiles_engine: Engine, profiles_participant: Participant) 
             participant_pb2_grpc.ParticipantServiceStub(channel),
         )
     server.drain(1)
+    resolver.close()

@@ -163,7 +163,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
         metrics=metrics,
     )
     resolver = Resolver(participant, {"identity": server.address})
-    ParticipantServicer(participant).add_to(profiles_server)
+    ParticipantServicer(participant, resolver).add_to(profiles_server)
     profiles_server.start()
     coordinator = Coordinator(identity, name="identity", participants={"profiles": profiles_server.address})
     CoordinatorServicer(coordinator, DecisionLog(resolving, times)).add_to(server)

@@ -119,8 +119,12 @@ def test_prepared_is_invisible_until_it_is_committed(
     ada.version = engines.version = 1
     assert refused(profiles.GetPerson, get_person)[0] is grpc.StatusCode.NOT_FOUND
     assert refused(profiles.GetBusiness, get_business)[0] is grpc.StatusCode.NOT_FOUND
-    assert refused(profiles.UpdatePerson, update_person(ada, "name"))[0] is grpc.StatusCode.NOT_FOUND
-    assert refused(profiles.UpdateBusiness, update_business(engines, "legal_name"))[0] is grpc.StatusCode.NOT_FOUND
+    for update, request in (
+        (profiles.UpdatePerson, update_person(ada, "name")),
+        (profiles.UpdateBusiness, update_business(engines, "legal_name")),
+    ):
+        code, error = refused(update, request)
+        assert (code, error.reason, error.retry_after_s) == (grpc.StatusCode.ABORTED, Reason.HELD, 1.0)
     (result,) = profiles.BatchGetPersons(pb.BatchGetPersonsRequest(person_ids=[ada.person_id])).results
     assert result.status.code == code_pb2.NOT_FOUND
     get_active = pb.GetBusinessRequest(business_id=active.business_id)

@@ -219,7 +219,7 @@ def member(name: str, url: str, coordinators: dict[str, str], times: Times) -> M
     )
     resolver = Resolver(participant, coordinators)
     server = Server("127.0.0.1:0", workers=16)
-    ParticipantServicer(participant).add_to(server)
+    ParticipantServicer(participant, resolver).add_to(server)
     server.start()
     return Member(name, engine, participant, resolver, Sweeper(engine, resolver, metrics), server, metrics, registry)
 

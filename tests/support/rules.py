@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from tandem.coordinator.servicer import RESERVED
 from tandem.participant.participant import Participant
+from tandem.participant.resolver import Resolver
 from tandem.participant.resource import Staged, Staging
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import Sweeper
@@ -262,6 +263,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.meanwhile: Callable[[], object] = lambda: None
         self.answers = -1
         self.asked: list[list[str]] = []
+        self.fenced: list[bool] = []
         self.server = _serve(self)
 
     @property
@@ -272,6 +274,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: coordinator_pb2.ResolveRequest, context: grpc.ServicerContext
     ) -> coordinator_pb2.ResolveResponse:
         self.asked.append([item.key.transaction_id for item in request.items])
+        self.fenced.append(request.fence)
         self.meanwhile()
         if self.error is not None:
             raise self.error
@@ -303,8 +306,8 @@ def _serve(scripted: ScriptedCoordinator, port: int = 0) -> Server:
 class TamperedParticipant(ParticipantServicer):
     """A participant's own servicer, and something that happens to its batches on the way."""
 
-    def __init__(self, participant: Participant) -> None:
-        super().__init__(participant)
+    def __init__(self, participant: Participant, resolver: Resolver) -> None:
+        super().__init__(participant, resolver)
         self.after_prepare: Callable[[pb.BatchPrepareResponse], pb.BatchPrepareResponse] = lambda response: response
         self.before_commit: Callable[[], object] = lambda: None
         self.after_commit: Callable[[pb.BatchCommitResponse], pb.BatchCommitResponse] = lambda response: response
