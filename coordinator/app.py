@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,8 @@ from sqlalchemy.engine import Engine, Row
 from coordinator.config import Settings
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.metrics import CoordinatorMetrics
+from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS, grants
@@ -61,7 +63,14 @@ class App:
 
             self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
-            self._schedule(_recovery(settings, coordinator), settings.recovery_interval_s, stack)
+            purge = Purge(coordinator.engine, settings.times, coordinator.metrics)
+            self._schedule(
+                [
+                    ("recovery", _recovery(settings, coordinator).run_once, settings.recovery_interval_s),
+                    ("purge", purge.run_once, settings.purge_interval_s),
+                ],
+                stack,
+            )
             stack.callback(self._server.serving, False)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
@@ -76,21 +85,23 @@ class App:
         self._stopping.set()
         self._stack.close()
 
-    def _schedule(self, recovery: Recovery, interval_s: float, stack: ExitStack) -> None:
+    def _schedule(self, jobs: Sequence[tuple[str, Callable[[], object], float]], stack: ExitStack) -> None:
+        """Runs each job (name, work, interval in s) now and then, one of its kind at a time."""
         # Its executor logs an exception with its text; the listener says the same without.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
         scheduler = BackgroundScheduler(
             timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         )
-        scheduler.add_listener(self._recovery_failed, events.EVENT_JOB_ERROR)
-        scheduler.add_job(recovery.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.add_listener(self._job_failed, events.EVENT_JOB_ERROR)
+        for name, work, interval_s in jobs:
+            scheduler.add_job(work, "interval", id=name, seconds=interval_s, next_run_time=datetime.now(UTC))
         scheduler.start()
         # A run is not waited for: it ends when its channels and connections are closed.
         stack.callback(scheduler.shutdown, wait=False)
 
-    def _recovery_failed(self, event: events.JobExecutionEvent) -> None:
+    def _job_failed(self, event: events.JobExecutionEvent) -> None:
         if not self._stopping.is_set():
-            log.error("recovery failed", exception=frames(event.exception))
+            log.error("job failed", job=event.job_id, exception=frames(event.exception))
 
 
 def serve(settings: Settings) -> None:
@@ -135,6 +146,15 @@ def recover(settings: Settings) -> int:
     with ExitStack() as stack:
         engine = _database(settings, stack, settings.database_pool)
         return _recovery(settings, _coordinator(settings, engine, CollectorRegistry(), stack)).run_once()
+
+
+def purge(settings: Settings) -> int:
+    """One purge, at once; how many finished transactions it forgot."""
+    configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _database(settings, stack, 2)
+        MIGRATIONS.check(engine, command=MIGRATE)
+        return Purge(engine, settings.times, CoordinatorMetrics(CollectorRegistry())).run_once()
 
 
 def log_ids(settings: Settings) -> Sequence[Row[Any]]:

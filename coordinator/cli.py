@@ -47,6 +47,14 @@ def recover() -> None:
         print(f"made {made} deliver{'y' if made == 1 else 'ies'}")
 
 
+@cli.command(help="Purge once, now: forget what has been finished for longer than retention.")
+def purge() -> None:
+    """Prints how many transactions it forgot."""
+    with plainly("coordinator"):
+        forgot = app.purge(load(Settings))
+        print(f"forgot {forgot} transaction{'' if forgot == 1 else 's'}")
+
+
 @log_id.command(help="Show the log's id; former ones follow, and are still answered for.")
 def show() -> None:
     """Prints a line an id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
@@ -22,6 +22,7 @@ from identity_stub.signup import SignUps
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.participants import Participants
+from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
@@ -78,7 +79,14 @@ class App:
             self._server.start()
             if settings.serve_coordinator:
                 recovery = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
-                self._schedule(recovery, settings.recovery_interval_s, stack)
+                purge = Purge(engine, settings.times, coordinator.metrics)
+                self._schedule(
+                    [
+                        ("recovery", recovery.run_once, settings.recovery_interval_s),
+                        ("purge", purge.run_once, settings.purge_interval_s),
+                    ],
+                    stack,
+                )
             stack.callback(self._server.serving, False)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
@@ -93,21 +101,23 @@ class App:
         self._stopping.set()
         self._stack.close()
 
-    def _schedule(self, recovery: Recovery, interval_s: float, stack: ExitStack) -> None:
+    def _schedule(self, jobs: Sequence[tuple[str, Callable[[], object], float]], stack: ExitStack) -> None:
+        """Runs each job (name, work, interval in s) now and then, one of its kind at a time."""
         # Its executor logs an exception with its text; the listener says the same without.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
         scheduler = BackgroundScheduler(
             timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         )
-        scheduler.add_listener(self._recovery_failed, events.EVENT_JOB_ERROR)
-        scheduler.add_job(recovery.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.add_listener(self._job_failed, events.EVENT_JOB_ERROR)
+        for name, work, interval_s in jobs:
+            scheduler.add_job(work, "interval", id=name, seconds=interval_s, next_run_time=datetime.now(UTC))
         scheduler.start()
         # A run is not waited for: it ends when its channels and connections are closed.
         stack.callback(scheduler.shutdown, wait=False)
 
-    def _recovery_failed(self, event: events.JobExecutionEvent) -> None:
+    def _job_failed(self, event: events.JobExecutionEvent) -> None:
         if not self._stopping.is_set():
-            log.error("recovery failed", exception=frames(event.exception))
+            log.error("job failed", job=event.job_id, exception=frames(event.exception))
 
 
 def serve(settings: Settings) -> None:

@@ -42,6 +42,8 @@ KILLS = {
 """Failpoint → what the process was doing when it died."""
 
 console = Console()
+if not console.is_terminal:
+    console.width = 110  # a file or a pipe has room; a terminal says how much it has
 
 
 @dataclass
@@ -217,13 +219,14 @@ def _report(
         console.print(f"  [red]failed[/]: {name} ({reason})", highlight=False)
 
     table = Table(title="kill -9, and how what was open then has ended", title_justify="left")
-    for column in ("killed", "doing what", "open", "ended", "by whom", "after Prepare"):
+    table.add_column("killed", max_width=34)
+    for column in ("open", "ended", "by whom", "after Prepare"):
         table.add_column(column)
     for kill in kills:
-        about = (kill.module, kill.doing, str(len(kill.open_then)))
+        about = (f"{kill.module}, {kill.doing}", str(len(kill.open_then)))
         for ending in _endings(kill, ended) or [("nothing was open", "", "")]:
             table.add_row(*about, *ending)
-            about = ("", "", "")
+            about = ("", "")
     console.print(table)
 
     verdict = Table(title="Checked by SQL on both databases", title_justify="left")

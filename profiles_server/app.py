@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -21,6 +22,7 @@ from profiles_server.servicer import ProfilesServicer
 from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
 from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
+from tandem.participant.purge import Purge
 from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import Sweeper
@@ -61,7 +63,14 @@ class App:
             registry.register(PreparedCollector(engine, settings.coordinators))
             self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
-            self._schedule(sweeper, settings.sweep_interval_s, stack)
+            purge = Purge(engine, settings.times, participant.metrics)
+            self._schedule(
+                [
+                    ("sweep", sweeper.run_once, settings.sweep_interval_s),
+                    ("purge", purge.run_once, settings.purge_interval_s),
+                ],
+                stack,
+            )
             stack.callback(self._server.serving, False)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, participant=settings.name)
@@ -76,21 +85,23 @@ class App:
         self._stopping.set()
         self._stack.close()
 
-    def _schedule(self, sweeper: Sweeper, interval_s: float, stack: ExitStack) -> None:
+    def _schedule(self, jobs: Sequence[tuple[str, Callable[[], object], float]], stack: ExitStack) -> None:
+        """Runs each job (name, work, interval in s) now and then, one of its kind at a time."""
         # Its executor logs an exception with its text; the listener says the same without.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
         scheduler = BackgroundScheduler(
             timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         )
-        scheduler.add_listener(self._sweep_failed, events.EVENT_JOB_ERROR)
-        scheduler.add_job(sweeper.run_once, "interval", seconds=interval_s, next_run_time=datetime.now(UTC))
+        scheduler.add_listener(self._job_failed, events.EVENT_JOB_ERROR)
+        for name, work, interval_s in jobs:
+            scheduler.add_job(work, "interval", id=name, seconds=interval_s, next_run_time=datetime.now(UTC))
         scheduler.start()
-        # A sweep that runs is not waited for: it ends when its channels and connections are closed.
+        # A run is not waited for: it ends when its channels and connections are closed.
         stack.callback(scheduler.shutdown, wait=False)
 
-    def _sweep_failed(self, event: events.JobExecutionEvent) -> None:
+    def _job_failed(self, event: events.JobExecutionEvent) -> None:
         if not self._stopping.is_set():
-            log.error("sweep failed", exception=frames(event.exception))
+            log.error("job failed", job=event.job_id, exception=frames(event.exception))
 
 
 def serve(settings: Settings) -> None:
@@ -125,6 +136,15 @@ def sweep(settings: Settings) -> int:
         _check(settings, engine)
         _, _, sweeper = _participant(settings, engine, CollectorRegistry(), stack)
         return sweeper.run_once()
+
+
+def purge(settings: Settings) -> int:
+    """One purge, at once; how many finished transactions it forgot."""
+    configure_logging("profiles", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        _check(settings, engine)
+        return Purge(engine, settings.times, ParticipantMetrics(CollectorRegistry())).run_once()
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

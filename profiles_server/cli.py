@@ -38,3 +38,11 @@ def sweep() -> None:
     with plainly("profiles_server"):
         ended = app.sweep(load(Settings))
         print(f"ended {ended} transaction{'' if ended == 1 else 's'}")
+
+
+@cli.command(help="Purge once, now: forget what has been finished for longer than retention.")
+def purge() -> None:
+    """Prints how many transactions it forgot."""
+    with plainly("profiles"):
+        forgot = app.purge(load(Settings))
+        print(f"forgot {forgot} transaction{'' if forgot == 1 else 's'}")

@@ -37,6 +37,7 @@ class CoordinatorMetrics:
             "When recovery last ran to its end, in s since 1970; 0 before the first time.",
             registry=registry,
         )
+        self.purged = Counter("tandem_purged", "Finished transactions that were forgotten (R14).", registry=registry)
         self.confirms_dropped = Counter(
             "tandem_background_confirms_dropped",
             "Confirms left to recovery, the queue being full (R12).",

@@ -41,6 +41,7 @@ class ParticipantMetrics:
         self.sweep_errors = Counter(
             "tandem_sweep_errors", "Transactions the sweeper had to leave, by reason.", ["reason"], registry=registry
         )
+        self.purged = Counter("tandem_purged", "Finished transactions that were forgotten (R14).", registry=registry)
 
 
 class PreparedCollector(Collector):

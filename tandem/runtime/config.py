@@ -88,6 +88,9 @@ class ProcessSettings(BaseSettings):
         60.0, ge=10, le=DAY_S, description="N: seconds in doubt after which the sweeper asks; above push_after"
     )
     retention_days: float = Field(30.0, ge=4, description="days that finished transactions are kept")
+    purge_interval_s: float = Field(
+        3600.0, gt=0, le=86_400, description="seconds from one purge of finished transactions to the next"
+    )
 
     @property
     def times(self) -> Times:

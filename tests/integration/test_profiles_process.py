@@ -285,7 +285,7 @@ def test_a_sweep_that_fails_is_logged_without_what_it_met(url: str, monkeypatch:
         assert failed.wait(PATIENCE_S)
         failed.clear()
         assert failed.wait(PATIENCE_S), "one failure ended the schedule"
-    (said, *_) = [line["exception"] for line in capture.entries if line["event"] == "sweep failed"]
+    (said, *_) = [line["exception"] for line in capture.entries if line["event"] == "job failed"]
     assert said.startswith("ValueError at")
     assert "sesame" not in repr(capture.entries)
 
