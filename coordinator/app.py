@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -155,6 +155,16 @@ def purge(settings: Settings) -> int:
         engine = _database(settings, stack, 2)
         MIGRATIONS.check(engine, command=MIGRATE)
         return Purge(engine, settings.times, CoordinatorMetrics(CollectorRegistry())).run_once()
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[DecisionLog]:
+    """The decision log, for an operator's command."""
+    configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _database(settings, stack, 2)
+        MIGRATIONS.check(engine, command=MIGRATE)
+        yield DecisionLog(engine, settings.times)
 
 
 def log_ids(settings: Settings) -> Sequence[Row[Any]]:

@@ -9,8 +9,11 @@ import typer
 
 from coordinator import app
 from coordinator.config import Settings
-from tandem.runtime.cli import plainly, process_cli
+from tandem.coordinator import operating
+from tandem.coordinator.cli import transactions_cli
+from tandem.runtime.cli import Actor, Why, operator, plainly, process_cli
 from tandem.runtime.config import load
+from tandem.runtime.errors import ConfigurationError
 
 cli = process_cli(
     "coordinator",
@@ -20,6 +23,7 @@ cli = process_cli(
 )
 log_id = typer.Typer(help="The decision log's own identity.")
 cli.add_typer(log_id, name="log-id")
+cli.add_typer(transactions_cli("coordinator", lambda: app.opened(load(Settings))), name="transactions")
 
 
 @cli.command(help="Bring the decision log to this code's revision. Can be run again, by several at once.")
@@ -62,3 +66,22 @@ def show() -> None:
         for row in app.log_ids(load(Settings)):
             since = row.since.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             print(f"{row.log_id} {'current, since' if row.current else 'former, from'} {since}")
+
+
+@log_id.command(help="Renew the log's id after a restore from backup: only once the old primary is surely gone.")
+def renew(
+    reason: Why,
+    old_primary_is_gone: Annotated[
+        bool, typer.Option("--old-primary-is-gone", help="You have made sure of it: it can't take a decision any more.")
+    ] = False,
+    actor: Actor = "",
+) -> None:
+    """Prints the new id. What was prepared under the former one can no longer commit."""
+    with plainly("coordinator"):
+        if not old_primary_is_gone:
+            raise ConfigurationError(
+                "two primaries with one log would decide twice: make sure that the old one is gone, then add "
+                "--old-primary-is-gone"
+            )
+        with app.opened(load(Settings)) as log:
+            print(f"{operating.renew_log_id(log.engine, operator(actor, reason))} is the log's id now")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -145,6 +145,16 @@ def purge(settings: Settings) -> int:
         engine = _database(settings, stack)
         _check(settings, engine)
         return Purge(engine, settings.times, ParticipantMetrics(CollectorRegistry())).run_once()
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Participant]:
+    """The participant, for an operator's command."""
+    configure_logging("profiles", level=settings.log_level, json=settings.log_json)
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        _check(settings, engine)
+        yield _participant(settings, engine, CollectorRegistry(), stack)[0]
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

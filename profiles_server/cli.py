@@ -8,6 +8,7 @@ import typer
 
 from profiles_server import app
 from profiles_server.config import Settings
+from tandem.participant.cli import transactions_cli
 from tandem.runtime.cli import plainly, process_cli
 from tandem.runtime.config import load
 
@@ -17,6 +18,7 @@ cli = process_cli(
     Settings,
     lambda: app.serve(load(Settings)),
 )
+cli.add_typer(transactions_cli("profiles_server", lambda: app.opened(load(Settings))), name="transactions")
 
 
 @cli.command(help="Bring the database to this code's revisions. Can be run again, by several at once.")
@@ -43,6 +45,6 @@ def sweep() -> None:
 @cli.command(help="Purge once, now: forget what has been finished for longer than retention.")
 def purge() -> None:
     """Prints how many transactions it forgot."""
-    with plainly("profiles"):
+    with plainly("profiles_server"):
         forgot = app.purge(load(Settings))
         print(f"forgot {forgot} transaction{'' if forgot == 1 else 's'}")

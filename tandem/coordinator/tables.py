@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from tandem.runtime.actions import action_table
 from tandem.runtime.migrations import Migrations
 
 SCHEMA = "twophase"
@@ -38,6 +39,8 @@ log = sa.Table(
     schema=SCHEMA,
 )
 
+coordinator_action = action_table("coordinator_action", SCHEMA)
+
 
 def grants(role: str) -> list[str]:
     """The SQL that gives a runtime role what it needs and no more: it may not update an outcome (R2)."""
@@ -46,5 +49,6 @@ def grants(role: str) -> list[str]:
         f"GRANT USAGE ON SCHEMA {SCHEMA} TO {name}",
         f"GRANT SELECT, INSERT, DELETE ON {SCHEMA}.decision TO {name}",
         f"GRANT UPDATE (undelivered, parked, attempts, next_attempt_at, last_error) ON {SCHEMA}.decision TO {name}",
+        f"GRANT SELECT, INSERT ON {SCHEMA}.coordinator_action TO {name}",
         f"GRANT SELECT ON {SCHEMA}.log, {SCHEMA}.{MIGRATIONS.version_table} TO {name}",
     ]

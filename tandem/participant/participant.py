@@ -258,10 +258,13 @@ class Participant:
     def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
         with local_transaction(self.engine) as connection:
             changed = rows.resolve(connection, keys, State.COMMITTED, by)
-            read = rows.read(connection, [key for key in keys if key not in changed])
+            rest = [key for key in keys if key not in changed]
+            if rest:
+                rows.confirm(connection, rest, State.COMMITTED)
+            read = rows.read(connection, rest)
             if changed:
                 failpoint("participant.before_publish")
-                self._apply(connection, changed, self._resource.publish)
+                self.apply(connection, changed, State.COMMITTED)
         failpoint("participant.after_commit")
         if changed:
             self.metrics.outcomes.labels(State.COMMITTED.value, by.value).inc(len(changed))
@@ -274,10 +277,12 @@ class Participant:
         with local_transaction(self.engine) as connection:
             changed = rows.resolve(connection, keys, State.ABORTED, by)
             rest = [key for key in keys if key not in changed]
+            if rest:
+                rows.confirm(connection, rest, State.ABORTED)
             buried = rows.bury(connection, rest, by, retention_ms=self.times.retention_ms) if rest else set()
             read = rows.read(connection, [key for key in rest if key not in buried])
             if changed:
-                self._apply(connection, changed, self._resource.discard)
+                self.apply(connection, changed, State.ABORTED)
         if changed:
             self.metrics.outcomes.labels(State.ABORTED.value, by.value).inc(len(changed))
         return [
@@ -287,13 +292,12 @@ class Participant:
             for key in keys
         ]
 
-    def _apply(
-        self,
-        connection: Connection,
-        changed: Mapping[TransactionKey, int],
-        work: Callable[[Connection, Sequence[TransactionKey]], Mapping[TransactionKey, int]],
-    ) -> None:
-        """Publishes or discards; raises, which rolls everything back, unless each count is the one that was staged."""
+    def apply(self, connection: Connection, changed: Mapping[TransactionKey, int], outcome: State) -> None:
+        """Publishes or discards the rows of transactions whose own rows were changed in this local transaction (R7).
+
+        changed: how many rows each has staged. Raises, which rolls everything back, unless so many are found.
+        """
+        work = self._resource.publish if outcome is State.COMMITTED else self._resource.discard
         counts = work(connection, sorted(changed))
         for key, staged in changed.items():
             if counts.get(key, 0) != staged:

@@ -72,6 +72,17 @@ def resolve(
     return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
 
 
+def confirm(connection: Connection, keys: Sequence[TransactionKey], state: State) -> None:
+    """The coordinator's decision agrees with outcomes that an operator has forced: they are finished now (R5)."""
+    connection.execute(_confirm(), {"keys": _rows(keys), "is": state.value})
+
+
+def force(connection: Connection, key: TransactionKey, state: State) -> int | None:
+    """Ends a prepared one by an operator's hand, to be confirmed; the rows it had staged, or None if it isn't."""
+    staged: int | None = connection.execute(_force(), {"keys": _rows([key]), "to": state.value}).scalar_one_or_none()
+    return staged
+
+
 def remove(connection: Connection, keys: Sequence[TransactionKey]) -> None:
     """Forgets them: a no vote is not remembered."""
     connection.execute(_remove(), {"keys": _rows(keys)})
@@ -171,6 +182,32 @@ def _resolve() -> sa.Executable:
             last_error=None,
         )
         .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
+    )
+
+
+@cache
+def _confirm() -> sa.Executable:
+    return (
+        sa.update(t)
+        .where(*_same(_keys), t.c.state == sa.bindparam("is", type_=sa.Text), ~t.c.confirmed)
+        .values(confirmed=True, parked=None, next_attempt_at=None, last_error=None)
+    )
+
+
+@cache
+def _force() -> sa.Executable:
+    return (
+        sa.update(t)
+        .where(*_same(_keys), t.c.state == State.PREPARED.value)
+        .values(
+            state=sa.bindparam("to", type_=sa.Text),
+            resolved_at=sa.func.now(),
+            resolved_by=ResolvedBy.OPERATOR.value,
+            parked=None,
+            next_attempt_at=sa.func.now(),
+            last_error=None,
+        )
+        .returning(t.c.staged)
     )
 
 

@@ -19,7 +19,7 @@ from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
 from tandem.runtime.database import ASIDE, KEY_COLUMNS, local_transaction, records, seconds
-from tandem.runtime.errors import TandemError
+from tandem.runtime.errors import CONTRADICTIONS, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import logger
@@ -105,7 +105,9 @@ class Sweeper:
         left: dict[str, list[TransactionKey]] = defaultdict(list)
         for key, answer in answers.items():
             if answer is Outcome.EXPIRED:
-                self._park(key)
+                self._park(key, Outcome.EXPIRED.value, "no decision, and its id has expired")
+            if isinstance(answer, TandemError) and answer.reason in CONTRADICTIONS:
+                self._park(key, answer.reason.value, "it was forced, and the decision is another")
             if isinstance(answer, TandemError):
                 left[answer.reason.value].append(key)
             elif answer not in (Outcome.COMMITTED, Outcome.ABORTED):
@@ -121,11 +123,11 @@ class Sweeper:
         ours = (t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id)
         self._mark(*ours, last_error=reason, keys=[key.row() for key in sorted(keys)])
 
-    def _park(self, key: TransactionKey) -> None:
-        """R4, last row: no decision and too old for one. Only a person can say what happened."""
+    def _park(self, key: TransactionKey, reason: str, why: str) -> None:
+        """Takes it out of automatic work: only a person can say what happened, or put it right (R4, R5)."""
         ours = (t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id)
-        if self._mark(*ours, parked=Outcome.EXPIRED.value, next_attempt_at=None):
-            log.error("parked: no decision, and its id has expired", transaction=str(key))
+        if self._mark(*ours, parked=reason, next_attempt_at=None):
+            log.error("parked", transaction=str(key), reason=reason, why=why)
 
     def _make_due(self, coordinator: str) -> None:
         """A peer that answers again: what waited for it is due now (R11)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from tandem.runtime.actions import action_table
 from tandem.runtime.migrations import Migrations
 
 SCHEMA = "twophase"
@@ -39,3 +40,5 @@ participant = sa.Table(
     sa.Column("name", sa.Text),
     schema=SCHEMA,
 )
+
+participant_action = action_table("participant_action", SCHEMA)

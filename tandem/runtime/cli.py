@@ -5,20 +5,43 @@ Needs the extra `processes` (typer, rich).
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
+from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tandem.runtime.actions import Operator
 from tandem.runtime.config import ProcessSettings, described
 from tandem.runtime.database import explained
-from tandem.runtime.errors import Reason
+from tandem.runtime.errors import InvalidRequest, Reason, Violation
+from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames
+
+Key = Annotated[str, typer.Argument(metavar="COORDINATOR/TRANSACTION_ID", help="the transaction")]
+Why = Annotated[str, typer.Option("--reason", help="why: it is kept")]
+Actor = Annotated[str, typer.Option(help="who: it is kept; not given: your login name")]
+
+
+def key_of(text: str) -> TransactionKey:
+    """A transaction as it is written on a command line and in logs. Raises InvalidRequest."""
+    coordinator, _, transaction_id = text.partition("/")
+    try:
+        return TransactionKey(coordinator, UUID(transaction_id))
+    except ValueError:
+        raise InvalidRequest([Violation("transaction", "is written as coordinator/transaction_id")]) from None
+
+
+def operator(actor: str, reason: str) -> Operator:
+    """Who acts and why."""
+    return Operator(actor or getpass.getuser(), reason)
 
 
 def process_cli(name: str, what: str, kind: type[ProcessSettings], serve: Callable[[], None]) -> typer.Typer:

@@ -61,6 +61,18 @@ def upgrade() -> None:
     op.create_index(
         "log_one_current", "log", ["current"], unique=True, schema="twophase", postgresql_where=sa.text("current")
     )
+    op.create_table(
+        "coordinator_action",
+        sa.Column("action_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("actor", sa.Text, nullable=False, comment="who did it"),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("coordinator", sa.Text),
+        sa.Column("transaction_id", sa.Uuid),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False, comment="why, in the operator's words"),
+        schema="twophase",
+    )
     op.execute("INSERT INTO twophase.log (log_id, current) VALUES (gen_random_uuid(), true)")
 
 

@@ -1,4 +1,4 @@
-"""The participant's tables: one row a transaction, and its own name."""
+"""The participant's tables: one row a transaction, its own name, and what operators did."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Creates twophase.prepared_transaction and twophase.participant."""
+    """Creates twophase.prepared_transaction, twophase.participant and twophase.participant_action."""
     op.create_table(
         "prepared_transaction",
         sa.Column("coordinator", sa.Text, primary_key=True),
@@ -34,6 +34,18 @@ def upgrade() -> None:
         sa.Column("one", sa.Boolean, primary_key=True, server_default=sa.true(), comment="at most one row"),
         sa.Column("name", sa.Text, nullable=False, comment="under which this participant votes, for ever"),
         sa.CheckConstraint("one", name="participant_one"),
+        schema="twophase",
+    )
+    op.create_table(
+        "participant_action",
+        sa.Column("action_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("actor", sa.Text, nullable=False, comment="who did it"),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("coordinator", sa.Text),
+        sa.Column("transaction_id", sa.Uuid),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False, comment="why, in the operator's words"),
         schema="twophase",
     )
     # A sweep costs what is due, not what is stored.

@@ -1,0 +1,106 @@
+"""An operator's way out at a participant (R5): ask again, force an outcome, close a contradiction.
+
+A forced outcome is heuristic: it may be the wrong one. It is written down with its reason, counted, and stays on the
+sweeper's list until the coordinator has answered: agreement confirms it, contradiction parks it and pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from tandem.participant import rows
+from tandem.participant.participant import Participant
+from tandem.participant.tables import participant_action
+from tandem.participant.tables import prepared_transaction as t
+from tandem.participant.transaction import ResolvedBy, State
+from tandem.runtime.actions import Operator, record
+from tandem.runtime.database import local_transaction
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.telemetry import logger
+
+log = logger("tandem.operator")
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """What a force did, or would do: the outcome, and how many rows were published or discarded."""
+
+    outcome: State
+    rows: int
+    done: bool
+
+
+class _DryRun(Exception):
+    pass
+
+
+def force(
+    participant: Participant, key: TransactionKey, outcome: State, operator: Operator, *, dry_run: bool = False
+) -> Forced:
+    """Ends a prepared transaction by hand, as COMMITTED or ABORTED.
+
+    dry_run: does it all and rolls it back. Raises NOT_FOUND, or INVALID_REQUEST if it has ended already.
+    """
+    if outcome is State.PREPARED:
+        raise InvalidRequest([Violation("outcome", "must be committed or aborted")])
+    staged = 0
+    try:
+        with local_transaction(participant.engine) as connection:
+            changed = rows.force(connection, key, outcome)
+            if changed is None:
+                raise _ended(rows.read(connection, [key]), key)
+            staged = changed
+            participant.apply(connection, {key: staged}, outcome)
+            record(connection, participant_action, operator, "force", key, f"{outcome.value}, {staged} rows")
+            if dry_run:
+                raise _DryRun
+    except _DryRun:
+        return Forced(outcome, staged, done=False)
+    participant.metrics.outcomes.labels(outcome.value, ResolvedBy.OPERATOR.value).inc()
+    log.error("heuristic outcome", transaction=str(key), outcome=outcome.value, actor=operator.actor)
+    return Forced(outcome, staged, done=True)
+
+
+def retry(participant: Participant, key: TransactionKey, operator: Operator) -> None:
+    """Has the sweeper ask for it now, parked or not. Raises NOT_FOUND, or INVALID_REQUEST if nothing is to be asked."""
+    _change(participant, key, operator, "retry", ~t.c.confirmed, parked=None, next_attempt_at=sa.func.now())
+
+
+def close(participant: Participant, key: TransactionKey, operator: Operator) -> None:
+    """Ends the waiting for a person: the contradiction was put right by hand. The outcome stays what it is.
+
+    Raises NOT_FOUND, or INVALID_REQUEST for what is not parked, or still prepared (force it first).
+    """
+    parked = sa.and_(t.c.state != State.PREPARED.value, ~t.c.confirmed, t.c.parked.is_not(None))
+    _change(participant, key, operator, "close", parked, parked=None, confirmed=True, next_attempt_at=None)
+
+
+def _change(
+    participant: Participant,
+    key: TransactionKey,
+    operator: Operator,
+    action: str,
+    where: sa.ColumnElement[bool],
+    **values: object,
+) -> None:
+    with local_transaction(participant.engine) as connection:
+        changed = connection.execute(
+            sa.update(t)
+            .where(t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id, where)
+            .values(**values)
+            .returning(t.c.state)
+        ).one_or_none()
+        if changed is None:
+            raise _ended(rows.read(connection, [key]), key)
+        record(connection, participant_action, operator, action, key, changed.state)
+    log.warning("done by hand", action=action, transaction=str(key), actor=operator.actor)
+
+
+def _ended(read: rows.Read, key: TransactionKey) -> TandemError:
+    held = read.held.get(key)
+    if held is None:
+        return TandemError("nothing is known of this transaction here", reason=Reason.NOT_FOUND)
+    return InvalidRequest([Violation("transaction", f"is {held.state.value}: there is nothing of the kind to be done")])
