@@ -22,7 +22,7 @@ from tandem.coordinator.errors import (
     LocalTransactionOwned,
     LocalTransactionRefused,
 )
-from tandem.runtime.database import Limits, LocalTransaction, begin, drop, own_isolation
+from tandem.runtime.database import Limits, LocalTransaction, begin, own_isolation
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -114,7 +114,7 @@ class LocalBlock:
         """After an interruption nobody knows what the connection is doing: throws it away, then closes."""
         self._lift_guard()
         if self._local is not None:
-            drop(self._local.connection)
+            self._local.abandon()
         self.close(committed=False)
 
 

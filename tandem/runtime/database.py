@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason, TandemError
+from tandem.runtime.watchdog import watchdog
 
 SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})
 UNIQUE_VIOLATION = "23505"
@@ -36,6 +37,14 @@ class Limits:
     statement_timeout_ms: int = 5_000
     idle_timeout_ms: int = 5_000
     durable: bool = True
+
+    @property
+    def give_up_s(self) -> float:
+        """How long the whole local transaction may take, in s, before the connection is given up.
+
+        Above what the server's own timeouts allow: it is for servers that say nothing at all.
+        """
+        return (self.statement_timeout_ms + self.idle_timeout_ms) / 1000 + 1.0
 
 
 ASIDE = Limits(lock_timeout_ms=500, statement_timeout_ms=2_000, idle_timeout_ms=2_000, durable=False)
@@ -122,11 +131,20 @@ class LocalTransaction:
     ) -> None:
         self.connection = connection
         self._opening = _opening(limits, isolation, token)
+        self._give_up_s = limits.give_up_s
+        self._watched: int | None = None
         self._open = False
 
     def begin(self) -> None:
         """Starts it, with its limits. Raises if this isn't the primary (R15)."""
-        row = self.connection.exec_driver_sql(self._opening).one()
+        raw = _raw(self.connection)
+        if raw is not None:
+            self._watched = watchdog.watch(raw.fileno(), self._give_up_s)
+        try:
+            row = self.connection.exec_driver_sql(self._opening).one()
+        except BaseException:
+            self._release()
+            raise
         self._open = True
         if row.in_recovery:
             self.rollback()
@@ -149,18 +167,31 @@ class LocalTransaction:
             raise CommitNotConfirmed
         result = self.connection.exec_driver_sql("COMMIT")
         self._open = False
+        self._release()
         if result.context is None or result.context.cursor.statusmessage != "COMMIT":
             raise CommitNotConfirmed
 
     def rollback(self) -> None:
         """Rolls back, or drops the connection where that can't be done. Never raises."""
-        if not self._open:
-            return
-        self._open = False
         try:
-            self.connection.exec_driver_sql("ROLLBACK")
+            if self._open:
+                self._open = False
+                self.connection.exec_driver_sql("ROLLBACK")
         except (sa.exc.SQLAlchemyError, psycopg2.Error):
             drop(self.connection)
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
+        """Throws the connection away: after an interruption nobody knows what it is doing."""
+        self._open = False
+        drop(self.connection)
+        self._release()
+
+    def _release(self) -> None:
+        if self._watched is not None:
+            watchdog.release(self._watched)
+            self._watched = None
 
 
 class CommitNotConfirmed(Exception):
@@ -185,7 +216,7 @@ def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[
         transaction.rollback()
         raise
     except BaseException:
-        drop(transaction.connection)
+        transaction.abandon()
         raise
     finally:
         transaction.connection.close()
