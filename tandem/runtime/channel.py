@@ -1,35 +1,37 @@
-"""Client channels: quick reconnection, retry of UNAVAILABLE only, bounded messages."""
+"""Client channels: quick reconnection, retry of UNAVAILABLE only and where it is safe, bounded messages."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import grpc
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
-_RETRY = {
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "0.5s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
+_RETRIED: dict[str, object] = {
+    "name": [{}],
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "0.5s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
 }
 
 
-def open_channel(target: str) -> grpc.Channel:
-    """A channel to `target` (any gRPC name, such as `dns:///profiles:50051`). Connects on first use."""
+def open_channel(target: str, *, once: Sequence[str] = ()) -> grpc.Channel:
+    """A channel to `target` (any gRPC name, such as `dns:///profiles:50051`). Connects on first use.
+
+    once: methods ("package.Service/Method") that are not repeated, because a repeat can't be told from another call.
+    """
+    exceptions = [dict(zip(("service", "method"), method.split("/"), strict=True)) for method in once]
+    config = {"methodConfig": [_RETRIED, *([{"name": exceptions}] if exceptions else [])]}
     return grpc.insecure_channel(
         target,
         options=[
-            ("grpc.service_config", json.dumps(_RETRY)),
+            ("grpc.service_config", json.dumps(config)),
             ("grpc.enable_retries", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1_000),

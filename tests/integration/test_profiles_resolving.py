@@ -24,6 +24,8 @@ from tandem.runtime.status import from_rpc_error, from_status
 from tests.integration.profiles_support import Client, ask, business, create, person, registered, relation
 from tests.support.rules import OUTCOMES, ScriptedCoordinator
 
+pytest_plugins = ["tests.integration.profiles_fixtures"]
+
 DOUBTFUL = ("IN_PROGRESS", "EXPIRED", "WRONG_LOG")
 
 

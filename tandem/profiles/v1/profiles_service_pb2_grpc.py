@@ -88,7 +88,8 @@ class ProfilesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePerson(self, request, context):
-        """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise.
+        """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. After UNAVAILABLE
+        it may have been made: read again instead of repeating it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class ProfilesServiceStub:
     BatchGetPersons: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.BatchGetPersonsRequest, _profiles_service_pb2.BatchGetPersonsResponse]
     """Many persons, each with a status of its own."""
     UpdatePerson: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.UpdatePersonRequest, _profiles_service_pb2.UpdatePersonResponse]
-    """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise."""
+    """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. After UNAVAILABLE
+    it may have been made: read again instead of repeating it.
+    """
     GetBusiness: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.GetBusinessRequest, _profiles_service_pb2.GetBusinessResponse]
     """One business with its people. NOT_FOUND where there is none."""
     BatchGetBusinesses: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.BatchGetBusinessesRequest, _profiles_service_pb2.BatchGetBusinessesResponse]
@@ -62,7 +64,9 @@ class ProfilesServiceAsyncStub(ProfilesServiceStub):
     BatchGetPersons: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.BatchGetPersonsRequest, _profiles_service_pb2.BatchGetPersonsResponse]  # type: ignore[assignment]
     """Many persons, each with a status of its own."""
     UpdatePerson: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.UpdatePersonRequest, _profiles_service_pb2.UpdatePersonResponse]  # type: ignore[assignment]
-    """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise."""
+    """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. After UNAVAILABLE
+    it may have been made: read again instead of repeating it.
+    """
     GetBusiness: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.GetBusinessRequest, _profiles_service_pb2.GetBusinessResponse]  # type: ignore[assignment]
     """One business with its people. NOT_FOUND where there is none."""
     BatchGetBusinesses: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.BatchGetBusinessesRequest, _profiles_service_pb2.BatchGetBusinessesResponse]  # type: ignore[assignment]
@@ -99,7 +103,9 @@ class ProfilesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profiles_service_pb2.UpdatePersonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_profiles_service_pb2.UpdatePersonResponse, _abc.Awaitable[_profiles_service_pb2.UpdatePersonResponse]]:
-        """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise."""
+        """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. After UNAVAILABLE
+        it may have been made: read again instead of repeating it.
+        """
 
     @_abc_1.abstractmethod
     def GetBusiness(

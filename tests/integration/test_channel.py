@@ -1,0 +1,68 @@
+"""What a channel repeats by itself, and what it must not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tandem.profiles.client import open_profiles
+from tandem.profiles.v1 import profiles_service_pb2 as pb
+from tandem.profiles.v1 import profiles_service_pb2_grpc
+from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.server import Server
+
+
+class Away(profiles_service_pb2_grpc.ProfilesServiceServicer):
+    """Counts the calls, and answers UNAVAILABLE to all."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def GetPerson(self, request: pb.GetPersonRequest, context: grpc.ServicerContext) -> pb.GetPersonResponse:
+        self.calls["GetPerson"] += 1
+        raise TandemError("away", reason=Reason.UNAVAILABLE)
+
+    def UpdatePerson(self, request: pb.UpdatePersonRequest, context: grpc.ServicerContext) -> pb.UpdatePersonResponse:
+        self.calls["UpdatePerson"] += 1
+        raise TandemError("away", reason=Reason.UNAVAILABLE)
+
+    def UpdateBusiness(
+        self, request: pb.UpdateBusinessRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateBusinessResponse:
+        self.calls["UpdateBusiness"] += 1
+        raise TandemError("away", reason=Reason.UNAVAILABLE)
+
+
+@pytest.fixture
+def away() -> Iterator[tuple[Away, str]]:
+    servicer, server = Away(), Server("127.0.0.1:0")
+    server.add(
+        pb.DESCRIPTOR.services_by_name["ProfilesService"],
+        servicer,
+        profiles_service_pb2_grpc.add_ProfilesServiceServicer_to_server,
+    )
+    server.start()
+    yield servicer, server.address
+    server.drain(0)
+
+
+def test_updates_are_sent_once(away: tuple[Away, str]) -> None:
+    """A read is repeated while its server is away. An update is not: the first may have been made, and its repeat would
+    be told VERSION_MISMATCH, as if nothing had happened."""
+    servicer, address = away
+    with open_profiles(address) as channel:
+        stub = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
+        person = {"person_id": "8f2b1a52-5d0e-4b5c-9f4e-3f0a1c2d3e4f", "version": 1}
+        business = {"business_id": person["person_id"], "version": 1}
+        for call, request in (
+            (stub.GetPerson, pb.GetPersonRequest(person_id=str(person["person_id"]))),
+            (stub.UpdatePerson, pb.UpdatePersonRequest(person=person, update_mask={"paths": ["name"]})),  # type: ignore[arg-type]
+            (stub.UpdateBusiness, pb.UpdateBusinessRequest(business=business, update_mask={"paths": ["website"]})),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert servicer.calls == {"GetPerson": 5, "UpdatePerson": 1, "UpdateBusiness": 1}
