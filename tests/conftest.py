@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,15 @@ import pytest
 import structlog
 
 from tandem.runtime.postgres import EmbeddedPostgres
+from tests.support.pooler import Pooler
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Behind a pooler, tests that look at a server's sessions by themselves have nothing to look at."""
+    if os.environ.get("TANDEM_POOLER"):
+        for item in items:
+            if item.get_closest_marker("direct"):
+                item.add_marker(pytest.mark.skip(reason="needs sessions of its own"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,10 +46,25 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres: EmbeddedPostgres) -> Callable[[str], str]:
+def pooler(postgres: EmbeddedPostgres) -> Iterator[Pooler | None]:
+    """With TANDEM_POOLER set: a PgBouncer in transaction mode, before every database of the tests."""
+    if not os.environ.get("TANDEM_POOLER"):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tandem-pooler-") as folder:
+        started = Pooler(Path(folder), postgres.tcp_url("postgres"))
+        try:
+            yield started
+        finally:
+            started.stop()
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: EmbeddedPostgres, pooler: Pooler | None) -> Callable[[str], str]:
     """Makes an empty database and gives its URL."""
 
     def make(name: str) -> str:
-        return postgres.database_url(f"{name}_{next(_numbers)}")
+        url = postgres.database_url(f"{name}_{next(_numbers)}")
+        return url if pooler is None else pooler.url(url)
 
     return make

@@ -418,6 +418,7 @@ def test_r1_the_connection_is_as_before_afterwards(house: House) -> None:
     engine.dispose()
 
 
+@pytest.mark.direct
 def test_r1_a_stale_pooled_connection_is_replaced(house: House) -> None:
     """R1: a connection that died in the pool is replaced before anything was sent on it."""
     engine = create_engine(house.url, pool_size=1)
@@ -531,6 +532,7 @@ def test_r2_not_even_the_owner_updates_an_outcome(house: House, case: Case) -> N
     assert case.outcome == "committed"
 
 
+@pytest.mark.direct
 def test_r2_the_runtime_role_may_not_update_outcome(house: House, case: Case) -> None:
     """R2: the grants give a runtime role everything it needs and not that; it can drive whole transactions."""
     role = fresh_name("role").replace("-", "_")
@@ -647,6 +649,7 @@ def test_r3_log_unreachable_is_outcome_unknown(house: House, case: Case, after_c
         case.assert_nothing()
 
 
+@pytest.mark.direct
 def test_r3_log_not_writable_is_outcome_unknown(house: House, case: Case) -> None:
     """R3: a log that can be read and not fenced says nothing of an undecided transaction."""
     case.tx = house.coordinator.prepare(case.branches)
@@ -941,6 +944,7 @@ def test_r4_waits_for_a_committing_initiator(house: House) -> None:
     assert tx.finish() is Outcome.COMMITTED
 
 
+@pytest.mark.direct
 def test_r4_a_stalled_block_is_ended_by_the_server(house: House) -> None:
     """R4: idle_in_transaction_session_timeout bounds an initiator that stalls between INSERT and COMMIT."""
     from tandem.runtime.times import Times

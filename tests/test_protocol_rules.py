@@ -1548,6 +1548,7 @@ def test_r14_the_statement_decides(house: House, monkeypatch: pytest.MonkeyPatch
 # --- R15 durable -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize(("configured", "kept"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
 def test_r15_votes_and_acks_are_durable(house: House, new_database: NewDatabase, configured: str, kept: str) -> None:
     """R15: "raises synchronous_commit from off to on in its first statement (stronger settings are kept)"."""

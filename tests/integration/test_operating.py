@@ -219,6 +219,9 @@ def test_the_commands(new_database: Callable[[str], str], monkeypatch: pytest.Mo
     monkeypatch.setenv("PROFILES_DATABASE_URL", new_database("commands_profiles"))
     monkeypatch.setenv("COORDINATOR_DATABASE_URL", new_database("commands_coordinator"))
 
+    for app in ("profiles_server.app", "coordinator.app"):  # the runner's stream is closed after it
+        monkeypatch.setattr(f"{app}.configure_logging", lambda *_, **__: None)
+
     def run(cli: Any, *arguments: str) -> Result:
         return CliRunner().invoke(cli.cli, list(arguments))
 
