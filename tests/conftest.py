@@ -24,10 +24,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs sessions of its own"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quiet_logs() -> None:
-    """What fails says so by its assertion; log lines of thousands of races would bury it."""
+def _quiet() -> None:
+    structlog.reset_defaults()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """What fails says so by its assertion; log lines of thousands of races would bury it.
+
+    A process' own logging, which a test has started in here, ends with the test: its stream may be gone afterwards.
+    """
+    _quiet()
+    yield
+    _quiet()
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable
-from contextlib import ExitStack
-from types import FrameType
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from sqlalchemy.engine import Engine
@@ -20,25 +19,46 @@ from tandem.runtime.telemetry import logger
 
 log = logger("tandem.process")
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def run_until_signal(stop: Callable[[], None]) -> None:
     """Blocks until SIGTERM or SIGINT, then calls `stop` once. A second signal ends the process at once."""
-    asked = threading.Event()
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked.is_set():
+    with waiting_for_signal() as wait:
+        if failpoint.armed:
+            log.warning("failpoints are armed", failpoints=sorted(failpoint.armed))
+        wait()
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    if failpoint.armed:
-        log.warning("failpoints are armed", failpoints=sorted(failpoint.armed))
-    asked.wait()
     log.info("draining")
     stop()
     log.info("stopped")
+
+
+@contextmanager
+def waiting_for_signal() -> Iterator[Callable[[], None]]:
+    """Gives a function that blocks until one of SIGNALS has come.
+
+    The kernel may give a signal to any thread; one of gRPC's does not wake the main thread from waiting for a lock, and
+    Python's handlers run there only. What the signal itself writes to a socket does.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    with reader, writer:
+        former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        try:
+            yield lambda: _until(reader)
+        finally:
+            signal.set_wakeup_fd(former)
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not signal.SIG_DFL:
+                    signal.signal(number, handler)
+
+
+def _until(reader: socket.socket) -> None:
+    while reader.recv(1)[0] not in SIGNALS:
+        pass  # some other signal that Python handles
 
 
 def database_url(settings: ProcessSettings, embedded: str, stack: ExitStack) -> str:

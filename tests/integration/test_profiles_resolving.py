@@ -22,7 +22,7 @@ from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.status import from_rpc_error, from_status
 from tests.integration.profiles_support import Client, ask, business, create, person, registered, relation
-from tests.support.rules import OUTCOMES, ScriptedCoordinator
+from tests.support.rules import OUTCOMES, ScriptedCoordinator, eventually
 
 pytest_plugins = ["tests.integration.profiles_fixtures"]
 
@@ -195,6 +195,9 @@ def test_r10_no_answer_is_in_doubt(
     finally:
         if trouble == "away":
             answers.start()
+            # A channel that has failed tries again once a second: the next test is not to meet that.
+            get = pb.GetPersonRequest(person_id=ada.person_id)
+            eventually(lambda: told(profiles.GetPerson, get).reason is Reason.NOT_FOUND)
 
 
 def test_r10_an_update_acts_like_a_reader(
