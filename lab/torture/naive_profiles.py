@@ -16,8 +16,8 @@ from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.database import local_transaction, seconds
 from tandem.runtime.identifiers import TransactionKey
 
-AGE_S = 1.0
-"""A signup takes a hundredth of it. Whatever is chosen here, some outage is longer."""
+AGE_S = 0.5
+"""A signup takes a thirtieth of it. Whatever is chosen here, some outage is longer."""
 
 
 class DeletesByAge(Sweeper):

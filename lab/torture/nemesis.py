@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import processes
 from lab.torture.house import House
 
 CALM_S = (0.1, 1.0)
@@ -19,6 +20,18 @@ CALM_S = (0.1, 1.0)
 
 PAUSES_S = (0.2, 1.0, 3.0, 9.0, 13.0)
 """Short ones, and ones that outlast each of the protocol's times: deadlines, push_after, the ttl."""
+
+
+POINTS = {
+    "identity": ("driver.before_prepare", "driver.after_votes", "driver.after_insert", "driver.after_local_commit",
+                 "driver.after_commit"),
+    "profiles": ("participant.after_stage", "participant.after_prepare", "participant.before_publish",
+                 "participant.after_commit"),
+}  # fmt: skip
+"""Where a process can be made to die, rather than anywhere."""
+
+AT_A_POINT_S = 3.0
+"""How long a process may live that is to die at a point."""
 
 
 @dataclass
@@ -65,7 +78,11 @@ class Nemesis(threading.Thread):
     def _one(self) -> None:
         chance = self._random
         services, databases = list(self._house.services), list(self._house.databases)
-        match chance.choices(("kill", "kill two", "pause", "kill database", "pause database"), (8, 2, 4, 2, 2))[0]:
+        kinds = {"kill at": 6, "kill": 4, "kill two": 2, "pause": 4, "kill database": 2, "pause database": 2}
+        match chance.choices(list(kinds), list(kinds.values()))[0]:
+            case "kill at":
+                name = chance.choice(sorted(POINTS))
+                self._kill_at(name, chance.choice(POINTS[name]), chance.randrange(1, 20))
             case "kill":
                 self._kill([chance.choice(services)])
             case "kill two":
@@ -84,6 +101,20 @@ class Nemesis(threading.Thread):
         started = time.monotonic()
         for name in names:
             self._house.services[name].start()
+        self._end(fault, started)
+
+    def _kill_at(self, name: str, point: str, passing: int) -> None:
+        """Restarts it so that it dies at this point, the so-manieth time that it comes by."""
+        service = self._house.services[name]
+        service.kill()
+        service.failpoints = f"{point}=kill@{passing}"
+        service.start()
+        fault = self._begin(f"kill -9 at {point} of", name, killed=True)
+        processes.wait_until(lambda: service.died() is not None, timeout_s=AT_A_POINT_S, every_s=0.02)
+        service.kill()
+        fault.at, started = self._now(), time.monotonic()
+        service.failpoints = ""
+        service.start()
         self._end(fault, started)
 
     def _kill_database(self, name: str) -> None:

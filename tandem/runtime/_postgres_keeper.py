@@ -22,6 +22,7 @@ import json
 import os
 import pwd
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -266,8 +267,9 @@ class ServerUser:
         """Of the PostgreSQL in `binaries`, such as ``18.3``; an empty string if this user can't run it."""
         with contextlib.suppress(PermissionError):
             status, said = self.run(binaries / "initdb", "--version")  # it needs the libraries, too
-            if status == 0:
-                return said.split()[2]
+            told = re.search(r"\(PostgreSQL\) (\S+)", said)  # not all that it says: libraries may warn of something
+            if status == 0 and told:
+                return told[1]
         return ""
 
 
