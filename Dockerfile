@@ -7,7 +7,7 @@ WORKDIR /source
 COPY constraints.txt ./
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --constraint constraints.txt hatchling
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml LICENSE README.md ./
 COPY protos ./protos
 COPY tandem ./tandem
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels . \
