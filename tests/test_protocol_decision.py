@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from tandem.coordinator import driver
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.errors import (
     Fenced,
@@ -34,8 +35,8 @@ from tandem.coordinator.errors import (
 from tandem.coordinator.handle import Transaction
 from tandem.coordinator.tables import decision, grants
 from tandem.coordinator.transaction import Outcome, Phase, Standing
-from tandem.runtime.database import create_engine
-from tandem.runtime.errors import Reason
+from tandem.runtime.database import LocalTransaction, create_engine
+from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import from_rpc_error
 from tandem.runtime.times import DAY_S
@@ -376,11 +377,12 @@ def test_r1_connection_in_a_transaction_is_refused(house: House, case: Case) -> 
 
 
 def test_r1_unsuitable_sessions_are_refused(house: House, case: Case) -> None:
-    """R1: twophase, bound to a Connection, bound to several engines."""
+    """R1: twophase, not begun by itself, bound to a Connection, bound to several engines."""
     other = create_engine(house.url)
     with house.engine.connect() as connection:
         for session in (
             Session(house.engine, twophase=True),
+            Session(house.engine, autobegin=False),
             Session(connection),
             Session(house.engine, binds={Own: other}),
             Session(),
@@ -390,6 +392,63 @@ def test_r1_unsuitable_sessions_are_refused(house: House, case: Case) -> None:
             session.close()
     other.dispose()
     assert case.account is None
+
+
+def test_r1_a_session_is_let_go_where_begin_failed(house: House, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: whatever stopped BEGIN, the Session is not left on a connection whose rollback undoes nothing."""
+
+    def fails(_: LocalTransaction) -> None:
+        raise TandemError("the database is a replica, not the primary", reason=Reason.DATABASE_UNAVAILABLE)
+
+    house.coordinator.log.log_id()  # known from here on: the block's is the only local transaction
+    with Session(house.engine) as session:
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalTransaction, "begin", fails)
+            with pytest.raises(Unavailable), house.coordinator.transaction(case.branches, using=session):
+                pytest.fail("the block must not run")
+        assert not session.in_transaction()
+        own_id = uuid4()
+        session.add(Own(id=own_id, note="undone"))
+        session.flush()
+        session.rollback()
+    assert house.own_rows(own_id) == set()
+
+
+def test_r12_a_hook_of_the_pool_changes_nothing(house: House, case: Case) -> None:
+    """R12: what the Engine's owner does when a connection comes back can't make a commit look failed."""
+    engine = create_engine(house.url, pool_size=1)
+    raised: list[bool] = []
+
+    with house.coordinator.transaction(case.branches, using=engine) as case.tx:
+        case.insert_own(case.tx.connection)
+
+        @event.listens_for(engine, "checkin")
+        def fails(*_: object) -> None:
+            raised.append(True)
+            raise ZeroDivisionError
+
+    assert raised
+    case.assert_committed()
+    event.remove(engine, "checkin", fails)
+    engine.dispose()
+
+
+def test_r3_whatever_stops_the_reading_is_an_unknown_outcome(
+    house: House, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: no file descriptor left, no memory: the caller is told that nobody knows, and can ask again."""
+    monkeypatch.setattr(driver, "SETTLE_S", 0.2)
+
+    def no_descriptor(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched, pytest.raises(OutcomeUnknown):
+        with house.coordinator.transaction(case.branches) as case.tx:
+            case.insert_own(case.tx.connection)
+            patched.setattr(house.coordinator.log, "look", no_descriptor)
+            patched.setattr(LocalTransaction, "commit", no_descriptor)
+    assert case.account == "prepared"
+    assert case.tx.finish() is Outcome.ABORTED
 
 
 def test_r1_the_initiators_isolation_level_is_kept(house: House, case: Case) -> None:

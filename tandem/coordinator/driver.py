@@ -34,7 +34,7 @@ from tandem.runtime.database import Limits, explained
 from tandem.runtime.errors import InvalidRequest, Reason, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import logger
+from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.times import Times
 
 log = logger("tandem.coordinator")
@@ -214,7 +214,7 @@ class Coordinator:
 
     def finish(self, tx: Transaction) -> Outcome:
         """Reads the log (R3), then confirms or aborts. Raises OutcomeUnknown; can be repeated."""
-        if tx.phase not in (Phase.COMMITTED, Phase.ABORTED):
+        if tx.phase not in (Phase.COMMITTED, Phase.ABORTED, Phase.REUSED):
             self._settle([tx])
         if tx.phase is Phase.COMMITTED:
             self._confirm([tx], "wait")
@@ -366,8 +366,8 @@ class Coordinator:
         while pending:
             try:
                 looked = self.log.look(pending, fence=True)
-            except DATABASE_ERRORS as error:
-                log.warning("decision log can't be read", reason=explained(error).reason.value)
+            except Exception as error:  # whatever it is: nobody knows the outcome, and that is what has to be said
+                log.warning("decision log can't be read", reason=explained(error).reason.value, exception=frames(error))
                 looked = {}
             for key, what in looked.items():
                 if isinstance(what, Decided):

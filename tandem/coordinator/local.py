@@ -22,7 +22,7 @@ from tandem.coordinator.errors import (
     LocalTransactionOwned,
     LocalTransactionRefused,
 )
-from tandem.runtime.database import Limits, LocalTransaction, begin, own_isolation
+from tandem.runtime.database import Limits, LocalTransaction, begin, drop, own_isolation
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -145,8 +145,13 @@ class UsingEngine:
 
     def ended(self, committed: bool) -> None:
         """Returns the connection to the pool."""
-        if self._connection is not None:
+        if self._connection is None:
+            return
+        try:
             self._connection.close()
+        except Exception as error:  # a hook of the Engine's owner can't change what has been committed, or not
+            log.warning("a hook of the Engine failed after the local transaction", exception=frames(error))
+            drop(self._connection)
 
 
 class UsingSession:
@@ -163,6 +168,8 @@ class UsingSession:
             raise LocalTransactionOpen(
                 "the Session has a local transaction open (a read opens one): commit or roll back before the block"
             )
+        if not session.autobegin:
+            raise LocalTransactionRefused("a Session with autobegin=False can't carry the commit point: we begin it")
         if session.twophase:
             raise LocalTransactionRefused("a Session with twophase=True can't carry the commit point")
         if type(session).get_bind is not Session.get_bind:
@@ -186,9 +193,10 @@ class UsingSession:
             local = LocalTransaction(connection, limits, isolation=isolation, token=token)
             try:
                 local.begin()
-            except sa.exc.DBAPIError as error:
+            except BaseException as error:
+                # Else the Session would stay on a connection in autocommit mode: its next rollback would undo nothing.
                 self._session.rollback()
-                if last or not error.connection_invalidated:
+                if last or not (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
                     raise
             else:
                 self._connection = connection
