@@ -23,6 +23,7 @@ from tandem.runtime.database import ASIDE, KEY_COLUMNS, NOW_MS, Limits, local_tr
 from tandem.runtime.errors import ConfigurationError, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times
 
 RECOVERY_AFTER_S = 1.0
@@ -48,6 +49,8 @@ CHECKS = {
 PRIMARY_KEY = "decision_pkey"
 
 _keys = records("keys", KEY_COLUMNS)
+
+log_lines = logger("tandem.decision_log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class DecisionLog:
         with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(sa.select(log.c.log_id).where(log.c.log_id.in_(log_ids))).scalars())
 
-    def _fence(self, keys: Sequence[TransactionKey]) -> list[Decided | Standing]:
+    def _fence(self, keys: Sequence[TransactionKey]) -> list[Looked]:
         """Writes `aborted` where nothing is, then reads in a second statement what is there now (R4)."""
         asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
         chosen = (
@@ -206,7 +209,7 @@ class DecisionLog:
         # Not written and not there: the id is too old, or ahead, or another's row went while we looked.
         return [Standing.IN_PROGRESS if looked[key] is Standing.UNDECIDED else looked[key] for key in keys]
 
-    def _read(self, connection: Connection, keys: Sequence[TransactionKey]) -> dict[TransactionKey, Decided | Standing]:
+    def _read(self, connection: Connection, keys: Sequence[TransactionKey]) -> dict[TransactionKey, Looked]:
         statement = sa.select(
             _keys.c.coordinator,
             _keys.c.transaction_id,
@@ -220,11 +223,11 @@ class DecisionLog:
                 sa.and_(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id),
             )
         )
-        found: dict[TransactionKey, Decided | Standing] = {}
+        found: dict[TransactionKey, Looked] = {}
         for row in connection.execute(statement, {"keys": [key.row() for key in keys]}):
             key = TransactionKey(row.coordinator, row.transaction_id)
             if row.outcome is not None:
-                found[key] = decided_from(row)
+                found[key] = _readable(row)
                 continue
             match age(key.transaction_id, now_ms=row.now_ms, retention_ms=self._retention_ms):
                 case Age.EXPIRED:
@@ -249,9 +252,9 @@ class DecisionLog:
 
     def park(self, participant: str, reasons: Mapping[TransactionKey, str]) -> None:
         """Takes a delivery out of automatic work: a contradiction waits for a person (R5)."""
-        for key, reason in sorted(reasons.items()):
+        for reason in sorted(set(reasons.values())):
             self._mark(
-                [key],
+                [key for key, its_own in reasons.items() if its_own == reason],
                 _waits_for(participant),
                 undelivered=sa.func.array_remove(d.c.undelivered, participant),
                 parked=d.c.parked.op("||")(sa.func.jsonb_build_object(participant, sa.cast(reason, sa.Text))),
@@ -383,10 +386,11 @@ def _names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
     return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()
 
 
-def decided_from(row: Row[Any]) -> Decided:
-    """A row as a value."""
-    return Decided(
-        Outcome(row.outcome),
-        {name: bytes.fromhex(digest) for name, digest in row.participants.items()},
-        tuple(row.undelivered),
-    )
+def _readable(row: Row[Any]) -> Decided | TandemError:
+    """A row as a value; one that somebody has damaged is nobody else's trouble."""
+    try:
+        participants = {name: bytes.fromhex(digest) for name, digest in row.participants.items()}
+        return Decided(Outcome(row.outcome), participants, tuple(row.undelivered))
+    except (ValueError, TypeError, AttributeError):
+        log_lines.error("a decision's row can't be read", transaction=f"{row.coordinator}/{row.transaction_id}")
+        return TandemError("the decision's row can't be read", transaction_id=row.transaction_id)

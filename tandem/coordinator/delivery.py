@@ -76,9 +76,8 @@ class Delivery:
         for key, reason in contradictions.items():
             self._metrics.contradictions.labels(reason).inc()
             log.error("contradiction: delivery to be parked", transaction=str(key), participant=name, reason=reason)
-        if contradictions:
-            self._log.park(name, contradictions)
         self._log.delivered({name: [key for key, error in answers.items() if error is None]})
+        self._log.park(name, contradictions)
 
 
 PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED}

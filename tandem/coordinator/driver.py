@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import Literal
 from uuid import UUID
 
-import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -27,11 +26,11 @@ from tandem.coordinator.handle import Batch, Branches, Transaction, packed
 from tandem.coordinator.local import LocalBlock
 from tandem.coordinator.local import using as local_using
 from tandem.coordinator.metrics import CoordinatorMetrics
-from tandem.coordinator.participants import Participants, Preparing
+from tandem.coordinator.participants import MAX_BATCH_BYTES, Participants, Preparing
 from tandem.coordinator.transaction import Decided, Outcome, Phase, Standing, Vote, tally
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.database import Limits, explained
-from tandem.runtime.errors import InvalidRequest, Reason, Violation
+from tandem.runtime.errors import DatabaseError, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames, logger
@@ -140,24 +139,23 @@ class Coordinator:
         all_or_none: bool,
     ) -> Iterator[Batch]:
         source = local_using(using if using is not None else self.engine)
-        try:
+        with _available(asked[0][0]):
             source.check()
-        except sa.exc.SQLAlchemyError as error:
-            raise explained(error) from error
         started = time.monotonic()
         txs = self._prepare(asked, ttl_s=ttl_s, all_or_none=all_or_none)
         batch = Batch(txs)
+        block = LocalBlock(source, self._limits(started), txs[0].id)
         if not batch.accepted:
-            yield batch
+            done = [tx for tx in txs if tx.phase is Phase.COMMITTED]
+            if done:
+                yield from self._rehearse(block, batch, done)
+            else:
+                yield batch
+            self._confirm(done, confirm)
             return
-        limits = Limits(
-            lock_timeout_ms=int(self.times.block_timeout_s * 1000),
-            statement_timeout_ms=int(self.times.block_timeout_s * 1000),
-            idle_timeout_ms=int(self.times.block_timeout_s * 1000),
-        )
-        block = LocalBlock(source, limits, batch.accepted[0].id)
         try:
-            batch.use(self._begin(block, batch.accepted[0]))
+            with _available(batch.accepted[0].id):
+                batch.use(block.begin())
             yield batch
             failpoint("driver.after_block")
             block.finish_block()
@@ -192,11 +190,29 @@ class Coordinator:
         failpoint("driver.after_local_commit")
         self._confirm(batch.accepted, confirm)
 
-    def _begin(self, block: LocalBlock, tx: Transaction) -> Connection:
+    def _limits(self, started: float) -> Limits:
+        """The block's. A server that says nothing is given up soon after the driver's deadline, `started` included."""
+        block_ms = int(self.times.block_timeout_s * 1000)
+        left_s = max(0.0, started + self.times.driver_deadline_s - time.monotonic())
+        return Limits(block_ms, block_ms, block_ms, give_up_ms=int(left_s * 1000) + 1_000)
+
+    def _rehearse(self, block: LocalBlock, batch: Batch, done: Sequence[Transaction]) -> Iterator[Batch]:
+        """The block of an id that another call has already committed: it runs, and is rolled back."""
         try:
-            return block.begin()
-        except DATABASE_ERRORS as error:
-            raise Unavailable(explained(error).message, transaction_id=tx.id) from error
+            with _available(done[0].id):
+                connection = block.begin()
+            for tx in done:
+                tx.use(connection)
+            yield batch
+        except Exception as error:  # its own rows exist, so it may well fail; the answer is: committed
+            log.info("the block of a committed transaction failed", exception=frames(error))
+        except BaseException:
+            block.abandon()
+            raise
+        finally:
+            for tx in done:
+                tx.use(None)
+            block.close(committed=False)
 
     # --- the three calls ------------------------------------------------------------------------------------
 
@@ -216,6 +232,7 @@ class Coordinator:
         """Reads the log (R3), then confirms or aborts. Raises OutcomeUnknown; can be repeated."""
         if tx.phase not in (Phase.COMMITTED, Phase.ABORTED, Phase.REUSED):
             self._settle([tx])
+        self._count([tx])
         if tx.phase is Phase.COMMITTED:
             self._confirm([tx], "wait")
             return Outcome.COMMITTED
@@ -226,21 +243,28 @@ class Coordinator:
 
     # --- a whole transaction --------------------------------------------------------------------------------
 
-    def execute(self, transaction_id: UUID, branches: Branches, *, ttl_s: float | None = None) -> None:
+    def execute(self, transaction_id: UUID, branches: Branches, *, ttl_s: float | None = None) -> Transaction:
         """The `with` block with nothing in it, under an id that the caller keeps: a repeat gets the same decision.
 
-        Returns when it is committed; raises as `transaction` does.
+        Returns the transaction when it is committed; raises as `transaction` does.
         """
         key = TransactionKey(self.name, transaction_id)
-        found = self.log.look([key], fence=False)[key]
+        with _available(transaction_id):
+            found = self.log.look([key], fence=False)[key]
         if isinstance(found, Decided):
-            tx = Transaction(key, packed(branches), log_id=self.log.log_id(), own_id=False, finish=self.finish)
+            with _available(transaction_id):
+                log_id = self.log.log_id()
+            tx = Transaction(key, packed(branches), log_id=log_id, own_id=False, finish=self.finish)
             tx.settle(found)
             if tx.phase is not Phase.COMMITTED:
                 raise verdicts.of_phase(tx) or verdicts.unknown(tx)
-            return
-        with self.transaction(branches, transaction_id=transaction_id, ttl_s=ttl_s):
+            tx.undelivered = found.undelivered
+            return tx
+        if found in verdicts.AGED:
+            raise TransactionExpired(verdicts.AGED[found], transaction_id=transaction_id)
+        with self.transaction(branches, transaction_id=transaction_id, ttl_s=ttl_s) as tx:
             pass
+        return tx
 
     def close(self) -> None:
         """Drains what confirms in the background, closes the channels."""
@@ -255,10 +279,8 @@ class Coordinator:
         """Asks every participant at once. With `all_or_none` a missing vote raises; else it is the tx's `error`."""
         for _, branches in asked:
             self._check_branches(branches)
-        try:
+        with _available(asked[0][0]):
             log_id = self.log.log_id()
-        except sa.exc.SQLAlchemyError as error:
-            raise explained(error) from error
         txs = [
             Transaction(
                 TransactionKey(self.name, given or uuid7()),
@@ -269,6 +291,8 @@ class Coordinator:
             )
             for given, branches in asked
         ]
+        for tx in txs:
+            _check_size(tx)
         failpoint("driver.before_prepare")
         ttl = self.times.ttl_s if ttl_s is None else ttl_s
         preparing: dict[str, list[Preparing]] = {}
@@ -325,8 +349,7 @@ class Coordinator:
                 tx.error = None
             elif tx.phase is not Phase.ABORTED:
                 tx.error = verdicts.of_phase(tx)
-        for tx in refused:
-            self.metrics.transactions.labels(tx.error.reason.value if tx.error else "COMMITTED").inc()
+        self._count(refused)
 
     # --- settling (R3) --------------------------------------------------------------------------------------
 
@@ -341,8 +364,7 @@ class Coordinator:
         raised = verdicts.of_failure(txs, error)
         if raised is None:
             return
-        for tx in txs:
-            self.metrics.transactions.labels(tx.phase.value.upper()).inc()
+        self._count(txs)
         self._confirm([tx for tx in txs if tx.phase is Phase.COMMITTED], "wait")
         if isinstance(raised, LocalTransactionEnded):
             self.metrics.ended.inc()
@@ -394,8 +416,37 @@ class Coordinator:
 
     def _confirm(self, txs: Sequence[Transaction], confirm: Confirm) -> None:
         """Brings Commit to everybody, now or in the background. Never raises (R12)."""
-        self.metrics.transactions.labels("COMMITTED").inc(len(txs))
+        self._count(txs)
         if confirm == "background":
             self._confirmer.later(txs)
             return
         self._confirmer.now(txs, until=time.monotonic() + CONFIRM_S)
+
+    def _count(self, txs: Sequence[Transaction]) -> None:
+        """Each transaction once, when its end is known."""
+        for tx in txs:
+            if not tx.counted and tx.phase not in (Phase.NEW, Phase.PREPARED, Phase.DECIDING, Phase.UNKNOWN):
+                tx.counted = True
+                told = tx.error.reason.value if tx.error is not None else tx.phase.value.upper()
+                self.metrics.transactions.labels(told).inc()
+
+
+@contextmanager
+def _available(transaction_id: UUID | None) -> Iterator[None]:
+    """Before anything is decided: a database that can't serve is Unavailable."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        if isinstance(error, TandemError) and not isinstance(error, DatabaseError):
+            raise
+        raise Unavailable(explained(error).message, transaction_id=transaction_id) from error
+
+
+def _check_size(tx: Transaction) -> None:
+    """What no message can carry would fail at every repeat."""
+    for name, writes in tx.writes.items():
+        size = sum(write.ByteSize() + 8 for write in writes)
+        if size > MAX_BATCH_BYTES:
+            raise InvalidRequest(
+                [Violation(f"branches[{name}]", f"is {size:,} bytes; {MAX_BATCH_BYTES:,} can be staged at once")]
+            )

@@ -38,7 +38,7 @@ class Unavailable(TransactionError):
         self,
         message: str,
         *,
-        transaction_id: UUID,
+        transaction_id: UUID | None,
         retry_after_s: float = 1.0,
         metadata: Mapping[str, str] | None = None,
     ) -> None:

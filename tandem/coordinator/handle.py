@@ -30,7 +30,7 @@ class Transaction:
 
     id: its UUIDv7. connection: the block's local transaction, inside the block. decision: the executable INSERT, after
     `Coordinator.prepare`. phase: where it stands. sent: whether the deciding INSERT may have reached the server.
-    undelivered: who has not acknowledged a commit yet.
+    undelivered: who has not acknowledged a commit yet. counted: the driver's, for its metrics.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Transaction:
         self.undelivered: tuple[str, ...] = tuple(sorted(writes))
         self.decision: sa.Insert | None = None
         self.sent = False
+        self.counted = False
         self._connection: Connection | None = None
         self._finish = finish
 
@@ -134,7 +135,10 @@ class Batch:
 
     @property
     def connection(self) -> Connection:
-        """The local transaction's connection; only inside the block."""
+        """The local transaction's connection; only inside the block. Where none is accepted: raises why not."""
+        if not self.accepted and self.refused:
+            assert self.refused[0].error is not None
+            raise self.refused[0].error
         return self.accepted[0].connection
 
     def use(self, connection: Connection | None) -> None:

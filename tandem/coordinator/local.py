@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -22,7 +23,7 @@ from tandem.coordinator.errors import (
     LocalTransactionOwned,
     LocalTransactionRefused,
 )
-from tandem.runtime.database import Limits, LocalTransaction, begin, drop, own_isolation
+from tandem.runtime.database import Limits, LocalTransaction, begin, drop, has_died
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -80,10 +81,10 @@ class LocalBlock:
     def finish_block(self) -> None:
         """The block is over: flushes, and makes sure that the local transaction is still the one we began."""
         assert self._local is not None
-        self._using.flush()
         connection = self._local.connection
         if not connection.closed and connection.in_nested_transaction():
             raise LocalTransactionEnded("a savepoint is still open", transaction_id=self._transaction_id)
+        self._using.flush()
         if self._touched or not self._local.intact:
             raise LocalTransactionEnded(
                 "the local transaction was ended inside the block, or a failed statement has spoilt it",
@@ -131,7 +132,7 @@ class UsingEngine:
 
     def begin(self, limits: Limits, token: str) -> LocalTransaction:
         """On a fresh connection."""
-        local = begin(self._engine, limits, isolation=own_isolation(self._engine), token=token)
+        local = begin(self._engine, limits, isolation=None, token=token)
         self._connection = local.connection
         return local
 
@@ -187,16 +188,13 @@ class UsingSession:
     def begin(self, limits: Limits, token: str) -> LocalTransaction:
         """On the Session's own connection; one that has died in the pool is replaced once."""
         for last in (False, True):
-            # The driver's autocommit mode: BEGIN and COMMIT are sent by us, with answers that we read.
-            isolation = own_isolation(self._session.get_bind())
-            connection = self._session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-            local = LocalTransaction(connection, limits, isolation=isolation, token=token)
+            connection = self._session.connection()
+            local = LocalTransaction(connection, limits, isolation=None, token=token)
             try:
                 local.begin()
             except BaseException as error:
-                # Else the Session would stay on a connection in autocommit mode: its next rollback would undo nothing.
                 self._session.rollback()
-                if last or not (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+                if last or not has_died(error, local):
                     raise
             else:
                 self._connection = connection
@@ -204,8 +202,13 @@ class UsingSession:
         raise AssertionError("unreachable")
 
     def flush(self) -> None:
-        """Sends pending ORM changes."""
-        self._session.flush()
+        """What Session.commit() does before it commits: `before_commit` hooks, and flushes until nothing is pending.
+
+        All of it now, so that the Session has nothing more to send after the commit point.
+        """
+        transaction = self._session.get_transaction()
+        if transaction is not None:
+            transaction._prepare_impl()
 
     def guard(self, flag: Callable[[], None]) -> Callable[[], None]:
         """On the Session and on its connection."""
@@ -254,10 +257,17 @@ def _check_engine(engine: Engine) -> None:
         raise LocalTransactionRefused("the Engine must be PostgreSQL by psycopg2 (postgresql+psycopg2://…)")
     if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         raise LocalTransactionRefused("the Engine is in AUTOCOMMIT: own rows and decision must commit together")
+    if engine in _carries:
+        return
     with engine.connect() as connection:
         raw: Any = connection.connection.dbapi_connection
         if raw.autocommit:
             raise LocalTransactionRefused("the Engine is in AUTOCOMMIT: own rows and decision must commit together")
+    _carries.add(engine)
+
+
+_carries: WeakSet[Engine] = WeakSet()
+"""Engines whose connections have been looked at: they all are made in one way."""
 
 
 def _binds(session: Session) -> list[Any]:

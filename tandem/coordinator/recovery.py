@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -62,8 +63,7 @@ class Recovery:
         probes = self._peers.due_probes()
         # A peer that hangs costs its probe the whole deadline: the others don't wait for that.
         made = self._run_healthy()
-        for participant in probes:
-            made += self._run([participant], limit=1, probe=True)[1]
+        made += self._deliver([(row, (peer,)) for peer in probes for row in self._claim([peer], limit=1, probe=True)])
         if set(probes) - set(self._peers.failing()):
             made += self._run_healthy()
         self._metrics.recovery_last_success.set(self._clock())
@@ -76,31 +76,33 @@ class Recovery:
             healthy = sorted(self._names - set(self._peers.failing()))
             if not healthy:
                 break
-            claimed, some = self._run(healthy, limit=self._batch)
-            made += some
-            if claimed < self._batch:
+            rows = self._claim(healthy, limit=self._batch)
+            made += self._deliver([(row, healthy) for row in rows])
+            if len(rows) < self._batch:
                 break
         return made
 
-    def _run(self, peers: Sequence[str], *, limit: int, probe: bool = False) -> tuple[int, int]:
-        """Claims once and delivers to these peers: (claimed, delivered)."""
+    def _claim(self, peers: Sequence[str], *, limit: int, probe: bool = False) -> Sequence[Row[Any]]:
+        """Takes what is due and waits for one of these peers."""
         waiting_for = sa.cast(sa.literal(list(peers)), ARRAY(sa.Text))
         due = [d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.undelivered.overlap(waiting_for)]
         rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S, probe=probe)
         failpoint("recovery.after_claim")
+        return rows
+
+    def _deliver(self, claimed: Sequence[tuple[Row[Any], Sequence[str]]]) -> int:
+        """Delivers each row to those of its peers that are named with it, to all of them at once: how many times."""
         asked: dict[str, list[TransactionKey]] = {}
-        for row in rows:
-            for participant in _undelivered(row):
+        for row, peers in claimed:
+            for participant in row.undelivered:
                 if participant in peers:
                     asked.setdefault(participant, []).append(TransactionKey(row.coordinator, row.transaction_id))
-        made = 0
-        if asked:
-            answers = self._delivery.deliver(
-                asked, by=transaction_pb2.RESOLVED_BY_RECOVERY, until=time.monotonic() + DELIVER_S
-            )
-            for participant, some in answers.items():
-                made += self._note(participant, some)
-        return len(rows), made
+        if not asked:
+            return 0
+        answers = self._delivery.deliver(
+            asked, by=transaction_pb2.RESOLVED_BY_RECOVERY, until=time.monotonic() + DELIVER_S
+        )
+        return sum(self._note(participant, some) for participant, some in answers.items())
 
     def _note(self, participant: str, answers: dict[TransactionKey, TandemError | None]) -> int:
         failed = {key: error for key, error in answers.items() if error is not None}
@@ -128,7 +130,3 @@ class Recovery:
 
 _ROWS_OWN = PARKING | {Reason.IN_PROGRESS, Reason.PUBLISHED_NOT_STAGED, Reason.TRANSACTION_AHEAD}
 """Answers about one transaction: the participant itself is well, and its other rows need not wait (R11)."""
-
-
-def _undelivered(row: Row[tuple[object, ...]]) -> list[str]:
-    return list(row.undelivered)

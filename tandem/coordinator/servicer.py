@@ -12,17 +12,22 @@ from uuid import UUID
 import grpc
 from sqlalchemy.engine import Row
 
-from tandem.coordinator.decision_log import DecisionLog, Question, decided_from
+from tandem.coordinator.decision_log import DecisionLog, Question
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.handle import Transaction
 from tandem.coordinator.transaction import Outcome, Standing
+from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server
 from tandem.runtime.status import ok, to_status
+from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import key_from, key_to, timestamp
 from tandem.v1 import coordinator_pb2 as pb
 from tandem.v1 import coordinator_pb2_grpc, transaction_pb2
+
+log = logger("tandem.coordinator.servicer")
 
 RESERVED = {"/tandem.v1.CoordinatorService/Resolve": 8}
 """For `Server(reserved=…)`: Resolve has workers of its own, so that Execute can't starve it (R4)."""
@@ -105,12 +110,16 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         """A whole transaction; OK means committed."""
         key = key_from(request.key)
         self._check_name(key)
-        self._coordinator.execute(
+        executed = self._coordinator.execute(
             key.transaction_id,
             {branch.participant: list(branch.writes) for branch in request.branches},
             ttl_s=request.ttl.ToTimedelta().total_seconds() if request.HasField("ttl") else None,
         )
-        return pb.ExecuteResponse(decision=_record(self._row(key)))
+        try:
+            return pb.ExecuteResponse(decision=_record(self._row(key)))
+        except DATABASE_ERRORS as error:  # it is committed, and that is what has to be said (R12)
+            log.warning("the decision can't be read now", exception=frames(error))
+            return pb.ExecuteResponse(decision=_record_of(executed))
 
     def GetTransaction(
         self, request: pb.CoordinatorServiceGetTransactionRequest, context: grpc.ServicerContext
@@ -160,19 +169,30 @@ def _records(rows: Sequence[Row[Any]]) -> list[transaction_pb2.DecisionRecord]:
     return [_record(row) for row in rows]
 
 
+def _record_of(tx: Transaction) -> transaction_pb2.DecisionRecord:
+    """What the driver knows of a committed transaction by itself."""
+    return transaction_pb2.DecisionRecord(
+        key=key_to(tx.key),
+        decision=transaction_pb2.DECISION_COMMITTED,
+        branches=[
+            transaction_pb2.DecisionBranch(participant=name, digest=digest, delivered=name not in tx.undelivered)
+            for name, digest in sorted(tx.digests.items())
+        ],
+    )
+
+
 def _record(row: Row[Any]) -> transaction_pb2.DecisionRecord:
-    decided = decided_from(row)
     return transaction_pb2.DecisionRecord(
         key=key_to(TransactionKey(row.coordinator, row.transaction_id)),
-        decision=_DECISIONS[decided.outcome],
+        decision=_DECISIONS[Outcome(row.outcome)],
         branches=[
             transaction_pb2.DecisionBranch(
                 participant=name,
-                digest=digest,
+                digest=bytes.fromhex(digest),
                 delivered=name not in row.undelivered and name not in row.parked,
                 parked=row.parked.get(name, ""),
             )
-            for name, digest in sorted(decided.participants.items())
+            for name, digest in sorted(row.participants.items())
         ],
         decide_time=timestamp(row.decided_at),
         attempts=row.attempts,

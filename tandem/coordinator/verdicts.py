@@ -15,9 +15,12 @@ from tandem.coordinator.errors import (
     Unavailable,
 )
 from tandem.coordinator.handle import Transaction
-from tandem.coordinator.transaction import RETRYABLE, Phase, Tally
+from tandem.coordinator.transaction import RETRYABLE, Phase, Standing, Tally
 from tandem.runtime.database import CommitNotConfirmed, constraint, explained
 from tandem.runtime.errors import Reason, TandemError
+
+AGED = {Standing.EXPIRED: Reason.TRANSACTION_EXPIRED, Standing.AHEAD: Reason.TRANSACTION_AHEAD}
+"""What an id's age is told as, where nothing was decided for it (R14)."""
 
 
 def of_tally(tx: Transaction, counted: Tally) -> TandemError:
@@ -69,7 +72,10 @@ def of_failure(txs: Sequence[Transaction], error: BaseException) -> BaseExceptio
     """
     if not isinstance(error, Exception):
         return error
+    violated = constraint(error)
     for tx in txs:
+        if tx.phase is Phase.UNKNOWN and CHECKS.get(violated or "") in AGED.values():
+            return TransactionExpired(CHECKS[violated or ""], transaction_id=tx.id)
         if tx.phase in (Phase.UNKNOWN, Phase.REUSED):
             return of_phase(tx)
     if all(tx.phase is Phase.COMMITTED for tx in txs):
@@ -77,7 +83,6 @@ def of_failure(txs: Sequence[Transaction], error: BaseException) -> BaseExceptio
     first = next(tx for tx in txs if tx.phase is Phase.ABORTED)
     if not any(tx.sent for tx in txs) or isinstance(error, TandemError):
         return error
-    violated = constraint(error)
     if violated == PRIMARY_KEY:
         return Fenced(transaction_id=first.id)
     match CHECKS.get(violated or ""):

@@ -5,14 +5,15 @@ Nothing here knows a table. A driver's message never leaves this module: it carr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
@@ -38,13 +39,16 @@ class Limits:
     idle_timeout_ms: int = 5_000
     durable: bool = True
 
+    give_up_ms: int | None = None
+
     @property
     def give_up_s(self) -> float:
         """How long the whole local transaction may take, in s, before the connection is given up.
 
-        Above what the server's own timeouts allow: it is for servers that say nothing at all.
+        Unless it is set, above what the server's own timeouts allow: it is for servers that say nothing at all.
         """
-        return (self.statement_timeout_ms + self.idle_timeout_ms) / 1000 + 1.0
+        own = self.statement_timeout_ms + self.idle_timeout_ms + 1_000 if self.give_up_ms is None else self.give_up_ms
+        return own / 1000
 
 
 ASIDE = Limits(lock_timeout_ms=500, statement_timeout_ms=2_000, idle_timeout_ms=2_000, durable=False)
@@ -67,7 +71,7 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
 
     pool_timeout_s: how long a caller waits for a connection before it is told DATABASE_UNAVAILABLE.
     """
-    return sa.create_engine(
+    engine = sa.create_engine(
         normalised_url(url),
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
@@ -77,13 +81,39 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
         use_native_hstore=False,
         connect_args={
             "application_name": name,
-            "connect_timeout": 5,
+            "connect_timeout": CONNECT_TIMEOUT_S,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 2,
             "tcp_user_timeout": 15_000,
         },
     )
+    _watch_set_up(engine)
+    return engine
+
+
+CONNECT_TIMEOUT_S = 5
+SET_UP_S = 2.0
+"""For what SQLAlchemy asks on a new connection before anybody gets it."""
+
+_WATCHED = "tandem_watched"
+
+
+def _watch_set_up(engine: Engine) -> None:
+    """From a connection's birth to its first use nobody else watches it (R16)."""
+
+    def connect(_dialect: object, record: Any, arguments: list[Any], settings: dict[str, Any]) -> Any:
+        raw = psycopg2.connect(*arguments, **settings)
+        record.info[_WATCHED] = watchdog.watch(raw.fileno(), SET_UP_S)
+        return raw
+
+    def checkout(_raw: object, record: Any, _proxy: object) -> None:
+        watched = record.info.pop(_WATCHED, None)
+        if watched is not None:
+            watchdog.release(watched)
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "checkout", checkout)
 
 
 def records(
@@ -129,21 +159,32 @@ class LocalTransaction:
     def __init__(
         self, connection: Connection, limits: Limits, *, isolation: str | None, token: str | None = None
     ) -> None:
+        """isolation: None for the level that the connection was made with."""
         self.connection = connection
-        self._opening = _opening(limits, isolation, token)
-        self._give_up_s = limits.give_up_s
+        self._limits = limits
+        self._isolation = isolation
+        self._token = token
+        self._hand_back: Callable[[], None] = _nothing
         self._watched: int | None = None
         self._open = False
+        self.gave_up = False
+        """Whether the watchdog has ended it: the server said nothing."""
 
     def begin(self) -> None:
         """Starts it, with its limits. Raises if this isn't the primary (R15)."""
-        raw = _raw(self.connection)
-        if raw is not None:
-            self._watched = watchdog.watch(raw.fileno(), self._give_up_s)
+        raw = self.connection.connection.dbapi_connection
+        level, self._hand_back = _take_over(raw)
+        self._watched = watchdog.watch(_descriptor(raw), self._limits.give_up_s)
         try:
-            row = self.connection.exec_driver_sql(self._opening).one()
-        except BaseException:
-            self._release()
+            row = self.connection.exec_driver_sql(
+                _opening(self._limits, self._isolation or _ISOLATION.get(level or 0), self._token)
+            ).one()
+        except BaseException as error:
+            self._open = True  # perhaps: BEGIN may have been obeyed, and what came after it not
+            if isinstance(error, Exception):
+                self.rollback()
+            else:
+                self.abandon()
             raise
         self._open = True
         if row.in_recovery:
@@ -167,7 +208,7 @@ class LocalTransaction:
             raise CommitNotConfirmed
         result = self.connection.exec_driver_sql("COMMIT")
         self._open = False
-        self._release()
+        self._let_go()
         if result.context is None or result.context.cursor.statusmessage != "COMMIT":
             raise CommitNotConfirmed
 
@@ -180,18 +221,20 @@ class LocalTransaction:
         except (sa.exc.SQLAlchemyError, psycopg2.Error):
             drop(self.connection)
         finally:
-            self._release()
+            self._let_go()
 
     def abandon(self) -> None:
         """Throws the connection away: after an interruption nobody knows what it is doing."""
         self._open = False
         drop(self.connection)
-        self._release()
+        self._let_go()
 
-    def _release(self) -> None:
+    def _let_go(self) -> None:
         if self._watched is not None:
-            watchdog.release(self._watched)
+            self.gave_up = not watchdog.release(self._watched)
             self._watched = None
+        self._hand_back()
+        self._hand_back = _nothing
 
 
 class CommitNotConfirmed(Exception):
@@ -227,28 +270,72 @@ def begin(
 ) -> LocalTransaction:
     """A begun local transaction on a connection of its own, which the caller closes.
 
-    isolation: None for the server's default. A pooled connection that has died meanwhile is replaced once: nothing
+    isolation: None for the engine's own level. A pooled connection that has died meanwhile is replaced once: nothing
     was sent on it yet.
     """
     for last in (False, True):
-        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = engine.connect()
         transaction = LocalTransaction(connection, limits, isolation=isolation, token=token)
         try:
             transaction.begin()
         except BaseException as error:
             connection.close()
-            if last or not (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+            if last or not has_died(error, transaction):
                 raise
         else:
             return transaction
     raise AssertionError("unreachable")
 
 
+def has_died(error: BaseException, transaction: LocalTransaction) -> bool:
+    """Whether a begin failed because the pool's connection had died meanwhile: another may do.
+
+    Not where the server had all the time there is and said nothing.
+    """
+    return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not transaction.gave_up
+
+
 @contextmanager
 def owned(engine: Engine) -> Iterator[Connection]:
     """A connection in the driver's autocommit mode, for statements that wait for nobody."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        yield connection
+    with engine.connect() as connection:
+        _, hand_back = _take_over(connection.connection.dbapi_connection)
+        try:
+            yield connection
+        finally:
+            hand_back()
+
+
+def _take_over(raw: Any) -> tuple[int | None, Callable[[], None]]:
+    """Turns the driver's autocommit mode on; returns the isolation level that was set, and what undoes all this.
+
+    By hand, with the level out of the way meanwhile: SQLAlchemy's own option makes psycopg2 tell the server about the
+    level when it goes back, one more round trip after each COMMIT, that nobody watches.
+    """
+    level = raw.isolation_level
+    raw.rollback()
+    raw.isolation_level = None
+    raw.autocommit = True
+
+    def undo() -> None:
+        if raw.closed:
+            return
+        try:
+            raw.autocommit = False
+            raw.isolation_level = level
+        except psycopg2.Error:
+            raw.close()  # it is not as its pool expects it, and nobody shall get it so
+
+    return level, undo
+
+
+def _descriptor(raw: Any) -> int:
+    descriptor: int = raw.fileno()
+    return descriptor
+
+
+def _nothing() -> None:
+    """Nothing to undo."""
 
 
 def drop(connection: Connection) -> None:
@@ -313,13 +400,6 @@ def check_server(engine: Engine) -> None:
         raise ConfigurationError("the database runs with fsync=off: a vote would not survive a crash; turn it on")
     if row.in_recovery:
         raise ConfigurationError("the database is a replica: give the URL of the primary")
-
-
-def own_isolation(engine: Engine | Connection) -> str | None:
-    """The isolation level that an engine was made with; None for the server's default."""
-    with engine.connect() if isinstance(engine, Engine) else nullcontext(engine) as connection:
-        raw: Any = connection.connection.dbapi_connection
-        return _ISOLATION.get(raw.isolation_level)
 
 
 def _opening(limits: Limits, isolation: str | None, token: str | None) -> str:

@@ -33,12 +33,13 @@ class Watchdog:
             self._watched[own] = time.monotonic() + seconds
         return own
 
-    def release(self, own: int) -> None:
-        """The wait is over."""
+    def release(self, own: int) -> bool:
+        """The wait is over. False: it was too late, and the socket has been shut down."""
         with self._lock:
             if self._watched.pop(own, None) is None:
-                return
+                return False
         os.close(own)
+        return True
 
     def _run(self) -> None:
         while True:

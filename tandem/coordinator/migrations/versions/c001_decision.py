@@ -28,6 +28,12 @@ def upgrade() -> None:
         sa.CheckConstraint("outcome <> 'expired'", name="decision_check_expired"),
         sa.CheckConstraint("outcome <> 'wrong_log'", name="decision_check_wrong_log"),
         sa.CheckConstraint("outcome IN ('committed', 'aborted')", name="decision_valid_outcome"),
+        # What another language's driver has written, too, is what Resolve can read: names, and digests in hex.
+        sa.CheckConstraint(
+            "jsonb_typeof(participants) = 'object' AND NOT jsonb_path_exists(participants, "
+            '\'$.* ? (@.type() != "string" || !(@ like_regex "^[0-9a-f]{64}$"))\')',
+            name="decision_valid_participants",
+        ),
         schema="twophase",
     )
     op.create_index(
@@ -36,6 +42,13 @@ def upgrade() -> None:
         ["next_attempt_at"],
         schema="twophase",
         postgresql_where=sa.text("undelivered <> '{}'"),
+    )
+    op.create_index(
+        "decision_parked",
+        "decision",
+        ["coordinator", "transaction_id"],
+        schema="twophase",
+        postgresql_where=sa.text("parked <> '{}'"),
     )
     # R2 for every role, the owner included. It fires only where these columns are named, so marks cost nothing.
     op.execute(
