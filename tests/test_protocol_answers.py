@@ -1,0 +1,235 @@
+"""What the driver and the coordinator's service say where something is out of the ordinary: always what is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from google.protobuf.struct_pb2 import Struct
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from tandem.coordinator.decision_log import DecisionLog, Question
+from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.errors import Refused, TransactionExpired, Unavailable
+from tandem.coordinator.tables import decision
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError
+from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.times import Times
+from tandem.v1 import coordinator_pb2 as pb
+from tandem.v1 import transaction_pb2
+from tests.support.house import COORDINATOR, House, built, entry, fresh_name, new_id, own, packed
+
+DAY_S = 86_400.0
+
+
+class Base(DeclarativeBase):
+    """The initiator's ORM."""
+
+
+class Own(Base):
+    """The initiator's own row, as an ORM class."""
+
+    __tablename__ = "own"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    note: Mapped[str | None]
+
+
+@pytest.fixture(scope="module")
+def house(new_database: Callable[[str], str]) -> Iterator[House]:
+    """One house for the module."""
+    with built(new_database) as house:
+        yield house
+
+
+def test_r1_session_hooks_run_before_the_commit_point(house: House) -> None:
+    """R1: what a `before_commit` hook adds commits with the decision, or not at all; nothing is sent after it."""
+    first, added = uuid4(), uuid4()
+    sent: list[str] = []
+
+    def hook(session: Session) -> None:
+        session.add(Own(id=added, note=fresh_name()))
+
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    with Session(house.engine) as session:
+        event.listen(session, "before_commit", hook)
+        event.listen(house.engine, "before_cursor_execute", note)
+        with house.coordinator.transaction({"ledger": [entry(fresh_name())]}, using=session) as tx:
+            session.add(Own(id=first, note=fresh_name()))
+        event.remove(house.engine, "before_cursor_execute", note)
+    assert tx.delivered
+    assert house.own_rows(first, added) == {first, added}
+    own_rows = [i for i, statement in enumerate(sent) if statement.startswith("INSERT INTO own")]
+    decided = next(i for i, statement in enumerate(sent) if "INSERT INTO twophase.decision" in statement)
+    assert own_rows
+    assert max(own_rows) < decided
+    assert sent[decided + 1] == "COMMIT"
+
+
+def test_r1_a_failing_session_hook_commits_nothing(house: House) -> None:
+    """R1: a hook that raises is the block's failure, not a surprise after the commit point."""
+    own_id, name = uuid4(), fresh_name()
+
+    def hook(_: Session) -> None:
+        raise ZeroDivisionError
+
+    with Session(house.engine) as session:
+        event.listen(session, "before_commit", hook)
+        with pytest.raises(ZeroDivisionError):
+            with house.coordinator.transaction({"ledger": [entry(name)]}, using=session):
+                session.add(Own(id=own_id, note=name))
+    assert house.own_rows(own_id) == set()
+    assert house.ledger.accounts(name) == {}
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["quiet", "raising"])
+def test_r2_an_id_that_has_committed_runs_its_block_without_a_trace(house: House, raises: bool) -> None:
+    """R2, R3: the repeat of a committed id says committed, though a participant is away; its block changes nothing."""
+    name, transaction_id, first, second = fresh_name(), new_id(), uuid4(), uuid4()
+    branches = {"ledger": [entry(name)]}
+    with house.coordinator.transaction(branches, transaction_id=transaction_id) as tx:
+        tx.connection.execute(sa.insert(own).values(id=first))
+    away = Coordinator(
+        house.engine, name=COORDINATOR, participants={"ledger": "127.0.0.1:1"}, times=Times(prepare_deadline_s=0.3)
+    )
+    with away.transaction(branches, transaction_id=transaction_id) as again:
+        again.connection.execute(sa.insert(own).values(id=second))
+        if raises:
+            raise ZeroDivisionError
+    away.close()
+    assert again.phase.value == "committed"
+    assert house.own_rows(first, second) == {first}
+
+
+def test_a_batch_without_a_yes_says_why(house: House) -> None:
+    """`transactions([...])` where every vote was no: the connection's absence is explained by the first no."""
+    name = fresh_name()
+    house.coordinator.execute(new_id(), {"ledger": [entry(name)]})
+    with house.coordinator.transactions([{"ledger": [entry(name)]}] * 2) as batch:
+        assert len(batch.refused) == 2
+        with pytest.raises(Refused):
+            _ = batch.connection
+
+
+def test_r4_a_damaged_decision_is_nobody_elses_trouble(house: House) -> None:
+    """R4: a row that can't be read fails its own item; the table itself refuses to hold one."""
+    good, bad = new_id(), new_id()
+    tx_digest = house.coordinator.execute(good, {"ledger": [entry(fresh_name())]}).digests["ledger"]
+    house.coordinator.execute(bad, {"ledger": [entry(fresh_name())]})
+    this = decision.c.transaction_id == bad
+    damage = sa.update(decision).where(this).values(participants={"ledger": "bm90IGhleA=="})
+    with house.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # past R2's trigger
+        with pytest.raises(sa.exc.IntegrityError, match="decision_valid_participants"), connection.begin_nested():
+            connection.execute(damage)
+    constraint = "ALTER TABLE twophase.decision DROP CONSTRAINT decision_valid_participants"
+    with house.engine.begin() as connection:
+        (definition,) = connection.exec_driver_sql(
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'decision_valid_participants'"
+        ).one()
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(constraint)
+        connection.execute(damage)
+    log_id = house.coordinator.log.log_id()
+    answers = house.coordinator.log.resolve(
+        "ledger",
+        [Question(TransactionKey(COORDINATOR, one), log_id, tx_digest) for one in (good, bad)],
+        fence=True,
+    )
+    with house.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.execute(sa.delete(decision).where(this))
+        connection.exec_driver_sql(
+            "ALTER TABLE twophase.decision ADD CONSTRAINT decision_valid_participants " + definition.replace("%", "%%")
+        )
+    assert getattr(answers[0], "value", None) == "committed"
+    assert isinstance(answers[1], TandemError)
+
+
+def test_execute_says_committed_though_the_log_went_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: Execute's answer needs no reading after the commit point."""
+
+    def away(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception())
+
+    monkeypatch.setattr(DecisionLog, "get", away)
+    response = house.stub.Execute(
+        pb.ExecuteRequest(
+            key=transaction_pb2.TransactionKey(coordinator=COORDINATOR, transaction_id=str(new_id())),
+            branches=[transaction_pb2.Branch(participant="ledger", writes=packed(entry(fresh_name())))],
+        ),
+        timeout=10,
+    )
+    assert response.decision.decision == transaction_pb2.DECISION_COMMITTED
+    assert [branch.delivered for branch in response.decision.branches] == [True]
+
+
+def test_r14_expired_at_the_log_only(house: House) -> None:
+    """R14: participants that keep longer than the log don't turn "too old" into "nobody knows"."""
+    name, own_id = fresh_name(), uuid4()
+    short = Coordinator(
+        house.engine,
+        name=COORDINATOR,
+        participants={"ledger": f"127.0.0.1:{house.ledger.server.port}"},
+        times=Times(retention_s=4 * DAY_S),
+    )
+    old = new_id(age_s=3.5 * DAY_S)
+    with pytest.raises(TransactionExpired) as raised:
+        with short.transaction({"ledger": [entry(name)]}, transaction_id=old) as tx:
+            tx.connection.execute(sa.insert(own).values(id=own_id))
+    assert raised.value.reason is Reason.TRANSACTION_EXPIRED
+    assert house.own_rows(own_id) == set()
+    other = new_id(age_s=3.5 * DAY_S)
+    with pytest.raises(TransactionExpired):
+        short.execute(other, {"ledger": [entry(fresh_name())]})
+    assert house.ledger.row(other) is None, "refused before any Prepare"
+    short.close()
+
+
+def test_what_no_message_can_carry_is_refused_at_once(house: House) -> None:
+    """R16: not "try again": INVALID_REQUEST that names the branch, before any RPC."""
+    write = Struct()
+    write.update({"account": fresh_name(), "amount": 1, "note": "x" * 4_000_000})
+    with pytest.raises(InvalidRequest) as raised:
+        house.coordinator.prepare({"ledger": [write]})
+    assert raised.value.violations[0].field == "branches[ledger]"
+
+
+def test_an_unreachable_database_is_unavailable_with_the_id(house: House) -> None:
+    """Whatever is asked first of it: not committed, and worth a repeat under the same id."""
+    nowhere = sa.create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nothing", connect_args={"connect_timeout": 1})
+    coordinator = Coordinator(nowhere, name=COORDINATOR, participants={"ledger": "127.0.0.1:1"})
+    given = new_id()
+    for call in (
+        lambda: coordinator.execute(given, {"ledger": [entry("x")]}),
+        lambda: coordinator.prepare({"ledger": [entry("x")]}, transaction_id=given),
+        lambda: coordinator.transaction({"ledger": [entry("x")]}, transaction_id=given).__enter__(),
+    ):
+        with pytest.raises(Unavailable) as raised:
+            call()
+        assert raised.value.transaction_id == given
+    coordinator.close()
+
+
+def test_each_transaction_is_counted_once(house: House) -> None:
+    """However often finish() is repeated."""
+
+    def count() -> float:
+        value = house.coordinator.metrics.registry.get_sample_value(
+            "tandem_transactions_total", {"outcome": "COMMITTED"}
+        )
+        return value or 0.0
+
+    before = count()
+    tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    assert tx.decision is not None
+    with house.engine.begin() as connection:
+        connection.execute(tx.decision)
+    for _ in range(3):
+        tx.finish()
+    assert count() == before + 1
