@@ -21,7 +21,7 @@ from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
-from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
+from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS, grants
 from tandem.coordinator.tables import log as logs
 from tandem.runtime.database import check_server, owned
@@ -33,8 +33,6 @@ from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, lo
 log = logger("coordinator.app")
 
 MIGRATE = "python -m coordinator migrate"
-
-RESOLVE = "/tandem.v1.CoordinatorService/Resolve"
 
 
 class App:
@@ -49,7 +47,7 @@ class App:
                 settings, open_engine(url, "coordinator", stack, pool_size=settings.database_pool), registry, stack
             )
             # Resolve's own connections: nothing else can take them (R4).
-            resolving = DecisionLog(open_engine(url, "coordinator", stack, pool_size=RESERVED[RESOLVE]), settings.times)
+            resolving = DecisionLog(open_engine(url, "coordinator", stack, pool_size=RESOLVERS), settings.times)
 
             self._server = Server(
                 settings.listen,

@@ -24,7 +24,7 @@ from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.participants import Participants
 from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
-from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
+from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
@@ -36,8 +36,6 @@ log = logger("identity.app")
 
 MIGRATIONS = (COORDINATOR_MIGRATIONS, tables.MIGRATIONS)
 MIGRATE = "python -m identity_stub migrate"
-
-RESOLVE = "/tandem.v1.CoordinatorService/Resolve"
 
 
 class App:
@@ -61,7 +59,7 @@ class App:
             _check(settings, engine, coordinator.log)
 
             # Resolve's own connections: nothing else can take them (R4).
-            resolving = create_engine(url, pool_size=RESERVED[RESOLVE], name="identity-resolve")
+            resolving = create_engine(url, pool_size=RESOLVERS, name="identity-resolve")
             stack.callback(resolving.dispose)
             self._server = Server(
                 settings.listen,

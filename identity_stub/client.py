@@ -31,6 +31,12 @@ PATIENCE_S = 90.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
+_CREATES = [
+    f"tandem.identity.v1.IdentityService/{method}"
+    for method in ("SignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation")
+]
+"""The channel doesn't repeat these: without a request id a repeat would be a second one. `call` does, with one."""
+
 _MAY_PASS = frozenset({Reason.UNAVAILABLE, Reason.DEADLINE_PASSED})
 
 
@@ -41,7 +47,7 @@ class Identity:
     """
 
     def __init__(self, target: str, *, patience_s: float = PATIENCE_S) -> None:
-        self._channel = open_channel(target)
+        self._channel = open_channel(target, once=_CREATES)
         self.stub = identity_service_pb2_grpc.IdentityServiceStub(self._channel)
         self._patience_s = patience_s
         self._closing = threading.Event()

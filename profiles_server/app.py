@@ -24,7 +24,7 @@ from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.purge import Purge
 from tandem.participant.resolver import Resolver
-from tandem.participant.servicer import ParticipantServicer
+from tandem.participant.servicer import RESERVED, ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
 from tandem.runtime.database import check_server, owned
@@ -54,6 +54,7 @@ class App:
                 settings.listen,
                 workers=settings.workers,
                 queue=settings.queue,
+                reserved=RESERVED,
                 with_reflection=settings.reflection,
             )
             stack.callback(self._server.drain, settings.drain_s)

@@ -6,6 +6,7 @@ answer rests on what was asked after the read began; nothing is kept for a later
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -27,7 +28,7 @@ MAX_LOOKS = 4
 """Each look may meet transactions that have come meanwhile; after so many it is left at IN_DOUBT."""
 
 RESOLVE_S = 2.0
-"""How long a read waits for a coordinator."""
+"""How long a read waits for coordinators in all."""
 
 ENDED = (Outcome.COMMITTED, Outcome.ABORTED)
 
@@ -69,13 +70,14 @@ class Reader:
     def _read(
         self, read: Callable[[Engine, Sequence[UUID]], Found[E]], ids: Sequence[UUID], timeout_s: float
     ) -> Resolved[E]:
+        until = time.monotonic() + min(timeout_s, RESOLVE_S)
         answers: dict[TransactionKey, Outcome | TandemError] = {}
         for _ in range(MAX_LOOKS):
             found = read(self.engine, ids)
             new = {key for keys in found.prepared.values() for key in keys} - answers.keys()
             if not new:
                 break
-            now = self._meet(new, timeout_s)
+            now = self._meet(new, max(until - time.monotonic(), 0.0))
             answers |= now
             if not any(answer in ENDED for answer in now.values()):
                 break
@@ -83,7 +85,7 @@ class Reader:
         for id_, keys in found.prepared.items():
             doubts = [key for key in sorted(keys) if answers.get(key) is not Outcome.UNDECIDED]
             if doubts:
-                in_doubt[id_] = _in_doubt(doubts[0])
+                in_doubt[id_] = in_doubt_error(doubts[0])
         return Resolved(
             {id_: entity for id_, entity in found.active.items() if id_ not in in_doubt},
             frozenset(found.prepared.keys() - found.active.keys() - in_doubt.keys()),
@@ -91,7 +93,8 @@ class Reader:
         )
 
 
-def _in_doubt(key: TransactionKey) -> TandemError:
+def in_doubt_error(key: TransactionKey) -> TandemError:
+    """Nobody can say now what becomes of what was asked for."""
     return TandemError(
         "a transaction that is in doubt concerns this, and its coordinator can't be asked now",
         reason=Reason.IN_DOUBT,

@@ -10,15 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.engine import Connection
 
 from profiles_server import tables as t
 from profiles_server.mapping import Facts
 from tandem.participant.resource import HeldBy, Refused
 from tandem.runtime.database import KEY_COLUMNS, records
-from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+
+MAX_PEOPLE = 1_000
+"""Of one business: it is read and shown with all of them, so they must fit one message (R16)."""
+
+_QUOTA = f"has {MAX_PEOPLE} people, which is the most that a business may have"
 
 Obstacle = Refused | HeldBy
 
@@ -108,6 +113,19 @@ def obstacles(
     return found
 
 
+def over_quota(connection: Connection, roles: Sequence[Asked]) -> list[tuple[TransactionKey, Refused]]:
+    """Those of these staged roles whose business, which was there before, has more people now than it may have (R6)."""
+    added = [one for one in roles if not one.with_business]
+    if not added:
+        return []
+    full = set(connection.execute(_FULL, {"ids": sorted({str(one.row["business_id"]) for one in added})}).scalars())
+    return [
+        (one.key, Refused(InvalidRequest([Violation(f"writes[{one.write}].business_id", _QUOTA, "business.people")])))
+        for one in added
+        if str(one.row["business_id"]) in {str(id_) for id_ in full}
+    ]
+
+
 # --- statements -----------------------------------------------------------------------------------------------
 
 
@@ -156,6 +174,18 @@ def _holders(table: sa.Table) -> sa.Executable:
     )
 
 
+def _full() -> sa.Executable:
+    role = t.business_person.c
+    ids = sa.bindparam("ids", type_=ARRAY(sa.UUID))
+    return (
+        sa.select(role.business_id)
+        .where(role.business_id == sa.func.any(ids))
+        .group_by(role.business_id)
+        .having(sa.func.count() > MAX_PEOPLE)
+    )
+
+
+_FULL = _full()
 _INSERTS = {table: _insert(table) for table in _UNIQUE}
 _HOLDERS = {table: _holders(table) for table in _UNIQUE}
 

@@ -19,7 +19,8 @@ from profiles_server.checks import check
 from profiles_server.mapping import Facts, business_facts, person_facts
 from profiles_server.masks import Mask, merged
 from profiles_server.publishing import entity_id
-from profiles_server.resolving import ENDED, Reader, Resolved
+from profiles_server.resolving import ENDED, Reader, Resolved, in_doubt_error
+from tandem.participant.resolver import Outcome
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.batches import redo
 from tandem.runtime.database import UNIQUE_VIOLATION, constraint, local_transaction, sqlstate
@@ -182,9 +183,13 @@ def _write(kind: _Kind[E], update: Update[E], changed: E) -> int | None:
 
 
 def _gone(update: Update[E], holder: TransactionKey) -> bool:
-    """Whether the holder has ended; an update acts like a reader (R10). Raises where nobody can say."""
+    """Whether the holder has ended; an update acts like a reader (R10). Raises IN_DOUBT where nobody can say."""
     outcome = update.reader.resolve(holder, timeout_s=update.timeout_s)
-    return outcome in ENDED
+    if outcome in ENDED:
+        return True
+    if outcome is Outcome.UNDECIDED:
+        return False
+    raise in_doubt_error(holder)
 
 
 def _taken(engine: Engine, business: business_pb2.Business) -> TandemError:

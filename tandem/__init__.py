@@ -27,14 +27,14 @@ nothing was sent. After the commit nothing raises; `tx.delivered` says whether e
 A participant stages, publishes and discards what it is asked to. It writes four functions (`Resource`) and wires:
 
     from tandem.participant import Participant, ParticipantMetrics, ParticipantServicer, Resolver, Sweeper
-    from tandem.participant import check_names
+    from tandem.participant import RESERVED, check_names
 
     check_names(engine, name="profiles", coordinators=targets)                      # name → gRPC target
 
     participant = Participant(engine, name="profiles", resource=MyResource(), coordinators=targets, times=Times(),
                               metrics=ParticipantMetrics(registry))
     resolver = Resolver(participant, targets)
-    ParticipantServicer(participant, resolver).add_to(server)                       # tandem.runtime.server.Server
+    ParticipantServicer(participant, resolver).add_to(server)                       # a Server(…, reserved=RESERVED)
     Sweeper(engine, resolver, metrics).run_once()                                   # on a schedule, any number of them
 
 Each half has its names in a package of its own, since both know a `Refused`. Both make their tables by

@@ -20,6 +20,7 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct, Value
 from prometheus_client import CollectorRegistry
@@ -37,6 +38,7 @@ from tandem.participant.participant import Participant
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import LEASE_S
 from tandem.participant.tables import prepared_transaction
+from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers
 from tandem.runtime.database import check_server, local_transaction
 from tandem.runtime.digest import transaction_digest, write_digests
@@ -669,7 +671,8 @@ def test_r7_batches_in_opposite_orders(house: House) -> None:
 
 @pytest.mark.parametrize("message", ["commit", "abort"])
 def test_r7_published_must_be_what_was_staged(house: House, message: str) -> None:
-    """R7: "published ≠ staged → roll back and page"; the batch's other items succeed."""
+    """R7: "published ≠ staged → roll back and page"; the batch's other items succeed. An Abort is to leave nothing, so
+    it goes through, and pages too."""
     ledger, wire = house.ledger, Wire(house.ledger.server.port, batch=True)
     kept, lost = fresh_name(), fresh_name()
     transaction_id = prepared(ledger, kept, lost)
@@ -680,15 +683,19 @@ def test_r7_published_must_be_what_was_staged(house: House, message: str) -> Non
     before = ledger.row(transaction_id)
 
     answer = wire.ask(request)
+    assert counted(ledger.registry, CONTRADICTIONS, reason="PUBLISHED_NOT_STAGED") == pages + 1
+    if message == "abort":
+        assert answer.ok
+        assert ledger.accounts(kept, lost) == {}
+        return
     assert (answer.code, answer.reason) == ("INTERNAL", "PUBLISHED_NOT_STAGED")
     assert ledger.row(transaction_id) == before, "rolled back"
     assert ledger.accounts(kept, lost) == {kept: "prepared"}
-    assert counted(ledger.registry, CONTRADICTIONS, reason="PUBLISHED_NOT_STAGED") == pages + 1
 
     with ledger.engine.begin() as connection:
         connection.execute(sa.insert(account).values(row._asdict()))
     assert wire.ask(request).ok
-    assert ledger.accounts(kept, lost) == ({kept: "active", lost: "active"} if message == "commit" else {})
+    assert ledger.accounts(kept, lost) == {kept: "active", lost: "active"}
 
 
 def test_r7_a_row_that_another_is_writing_is_in_progress(house: House, way: bool) -> None:
@@ -1036,6 +1043,94 @@ def test_r10_a_push_is_bounded(edge: Member, scripts: Scripts) -> None:
         alpha.start()
 
 
+def test_r10_coordinators_are_asked_at_once(edge: Member, scripts: Scripts) -> None:
+    """One that hangs takes nothing from the time of the others, and their votes are given."""
+    alpha, beta = scripts
+    going_on = threading.Event()
+    alpha.meanwhile = lambda: going_on.wait(10)
+    names = [fresh_name(), fresh_name()]
+    held = [holder_of(edge, names[0], age_s=60), new_id()]
+    assert Wire(edge.server.port).ask(asking(held[1], names[1], coordinator="beta")).ok
+    edge.set(held[1], prepared_at=sa.func.now() - timedelta(seconds=60))
+    try:
+        stuck, free = Wire(edge.server.port).ask_all(*(asking(new_id(), name, coordinator="beta") for name in names))
+    finally:
+        going_on.set()
+    assert (stuck.reason, free.ok) == ("HELD", True)
+    assert beta.fenced == [True]
+
+
+def test_r10_a_database_that_fails_meanwhile_takes_no_votes(
+    edge: Member, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The yes votes of the batch are durable: they are told, whatever becomes of the pushing."""
+    name = fresh_name()
+    holder_of(edge, name)
+
+    def gone(*_: object, **__: object) -> None:
+        raise sa.exc.OperationalError("", None, Exception())
+
+    monkeypatch.setattr(edge.resolver, "meet", gone)
+    yes, no = Wire(edge.server.port).ask_all(
+        asking(new_id(), fresh_name(), coordinator="alpha"), asking(new_id(), name, coordinator="alpha")
+    )
+    assert (yes.ok, no.reason) == (True, "HELD")
+
+
+def test_r16_a_thousand_questions_a_call(edge: Member, scripts: Scripts) -> None:
+    """Whoever meets more transactions than one Resolve may ask for asks in several."""
+    alpha, _ = scripts
+    keys = [key(new_id(), "alpha") for _ in range(1_001)]
+    requests = [asking(one.transaction_id, fresh_name(), coordinator="alpha") for one in keys]
+    for some in (requests[:1000], requests[1000:]):
+        assert all(answer.ok for answer in Wire(edge.server.port).ask_all(*some))
+    met = edge.resolver.meet(keys, by=ResolvedBy.READER, timeout_s=10)
+    assert {str(outcome) for outcome in met.values()} == {"aborted"}
+    assert sorted(map(len, alpha.asked)) == [1, 1000]
+
+
+def test_r7_a_few_locked_rows_cost_their_neighbours_nothing(edge: Member, scripts: Scripts) -> None:
+    """Four of forty are locked, longer than a call may last: the others are ended by the first call."""
+    ids = sorted(new_id() for _ in range(40))
+    wire = Wire(edge.server.port)
+    assert all(answer.ok for answer in wire.ask_all(*(asking(i, fresh_name(), coordinator="alpha") for i in ids)))
+    lock = "SELECT FROM twophase.prepared_transaction WHERE transaction_id = ANY(:ids) FOR UPDATE"
+    with another_session(edge.engine, lock, ids=ids[:4]):
+        answers = wire.ask_all(*(commit_of(i, "alpha") for i in ids))
+        assert [answer.reason for answer in answers] == ["IN_PROGRESS"] * 4 + [""] * 36
+    assert all(answer.ok for answer in wire.ask_all(*(commit_of(i, "alpha") for i in ids)))
+
+
+def test_r9_an_answer_that_nobody_knows_yet(edge: Member, scripts: Scripts) -> None:
+    """A newer coordinator's outcome: it changes nothing, and the sweep goes on with the others."""
+    alpha, beta = scripts
+    alpha.outcome = 99
+    odd, plain = overdue(edge, fresh_name()), overdue(edge, fresh_name(), "beta")
+    sweeper(edge).run_once()
+    rows = [edge.row(odd), edge.row(plain)]
+    assert [row is not None and row.state for row in rows] == ["prepared", "aborted"]
+    assert beta.asked
+
+
+def test_r11_a_slow_coordinator_gets_smaller_batches(edge: Member, scripts: Scripts) -> None:
+    """One that copes with two questions a call is asked for two: what is due is ended all the same."""
+    alpha, _ = scripts
+    ids = [overdue(edge, fresh_name()) for _ in range(16)]
+
+    def too_much() -> None:
+        if len(alpha.asked[-1]) > 2:
+            raise TandemError("too slow", reason=Reason.DEADLINE_PASSED)
+
+    alpha.meanwhile = too_much
+    clock = HandClock()
+    worker = sweeper(edge, clock=clock)
+    for _ in range(20):
+        worker.run_once()
+        clock.now += 1.5
+    rows = [edge.row(i) for i in ids]
+    assert {row.state for row in rows if row is not None} == {"aborted"}
+
+
 def test_r10_a_driver_at_work_is_not_fenced(house: House) -> None:
     """R10 and R3 together, with a real log: a competitor of a young transaction waits, that of an old one fences it."""
     name = fresh_name()
@@ -1157,7 +1252,7 @@ def test_r11_a_row_locked_after_the_claim(edge: Member, scripts: Scripts) -> Non
 
 
 def test_r11_a_spoilt_row_blocks_no_other(edge: Member, scripts: Scripts) -> None:
-    """R11: one that can't be applied (published ≠ staged) is left, counted; its neighbours in the claim are ended."""
+    """R11: one that can't be applied (published ≠ staged) is counted and parked; its neighbours are ended."""
     scripts[0].outcome = OUTCOMES.Value("OUTCOME_COMMITTED")
     names = [fresh_name() for _ in range(4)]
     ids = [overdue(edge, name) for name in names]
@@ -1168,7 +1263,8 @@ def test_r11_a_spoilt_row_blocks_no_other(edge: Member, scripts: Scripts) -> Non
     assert (edge.row(ids[0]).state, edge.row(ids[0]).last_error) == ("prepared", "PUBLISHED_NOT_STAGED")
     with edge.engine.begin() as connection:
         connection.execute(sa.insert(account).values(row._asdict()))
-    edge.make_due(ids[0])
+    assert edge.row(ids[0]).parked == "PUBLISHED_NOT_STAGED"
+    edge.set(ids[0], parked=None, next_attempt_at=sa.func.now())
     assert sweeper(edge).run_once() == 1
 
 
@@ -1891,7 +1987,11 @@ def test_list_transactions_of_a_participant(edge: Member, new_member: NewMember)
     assert listed(older_than=duration(1800)) == [[ids[0], ids[6]]]
     assert listed(older_than=duration(1800), state=transaction_pb2.TRANSACTION_STATE_PREPARED) == [[ids[6]]]
     assert listed(older_than=duration(0)) == [[*ids, elsewhere]]
-    assert listed(older_than=duration(300_000_000_000)) == [[]]
+    assert listed(older_than=duration(3_000_000_000)) == [[]]
+    for too_long in (Duration(seconds=300_000_000_000), Duration(seconds=2**62)):
+        request = pb.ParticipantServiceListTransactionsRequest(older_than=too_long)
+        answer = failure_of(lambda request=request: edge.stub.ListTransactions(request, timeout=10))  # type: ignore[misc]
+        assert (answer.code, answer.fields) == ("INVALID_ARGUMENT", ("older_than",))
 
 
 def test_list_transactions_of_a_coordinator(restored: House) -> None:
@@ -1924,7 +2024,11 @@ def test_list_transactions_of_a_coordinator(restored: House) -> None:
     assert listed(undelivered=True) == [[waiting]]
     assert listed(coordinator="nobody") == [[]]
     assert listed(older_than=duration(3600)) == [[]]
-    assert listed(older_than=duration(300_000_000_000)) == [[]]
+    assert listed(older_than=duration(3_000_000_000)) == [[]]
+    for too_long in (Duration(seconds=300_000_000_000), Duration(seconds=2**62)):
+        request = coordinator_pb2.CoordinatorServiceListTransactionsRequest(older_than=too_long)
+        answer = failure_of(lambda request=request: restored.stub.ListTransactions(request, timeout=10))  # type: ignore[misc]
+        assert (answer.code, answer.fields) == ("INVALID_ARGUMENT", ("older_than",))
     assert record(house, waiting).HasField("next_attempt_time")
     assert not record(house, committed[0]).HasField("next_attempt_time")
     unknown = coordinator_pb2.CoordinatorServiceGetTransactionRequest(key=key_of(new_id()))

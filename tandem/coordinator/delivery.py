@@ -80,7 +80,7 @@ class Delivery:
         self._log.park(name, contradictions)
 
 
-PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED}
+PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
 """Answers to Commit that no repeat can change (design §2, marked ‡)."""
 
 

@@ -29,7 +29,8 @@ from tandem.v1 import coordinator_pb2_grpc, transaction_pb2
 
 log = logger("tandem.coordinator.servicer")
 
-RESERVED = {"/tandem.v1.CoordinatorService/Resolve": 8}
+RESOLVERS = 8
+RESERVED: dict[tuple[str, ...], int] = {("/tandem.v1.CoordinatorService/Resolve",): RESOLVERS}
 """For `Server(reserved=…)`: Resolve has workers of its own, so that Execute can't starve it (R4)."""
 
 _ANSWERS: dict[Outcome | Standing, pb.ResolveResult.Outcome.ValueType] = {

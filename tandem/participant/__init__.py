@@ -9,12 +9,13 @@ from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
 from tandem.participant.resource import Accepted, HeldBy, Refused, Resource, Staged, Staging, Write
-from tandem.participant.servicer import ParticipantServicer
+from tandem.participant.servicer import RESERVED, ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS
 
 __all__ = [
     "MIGRATIONS",
+    "RESERVED",
     "Accepted",
     "HeldBy",
     "Participant",

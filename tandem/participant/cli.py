@@ -33,7 +33,7 @@ def transactions_cli(process: str, open_participant: Open) -> typer.Typer:
         """Makes it due."""
         with plainly(process), open_participant() as participant:
             operating.retry(participant, key_of(transaction), operator(actor, reason))
-            print("it is due: the next sweep asks for its decision")
+            print("it is due: the next sweep asks for its decision, unless its driver may still be at work")
 
     @cli.command(help="End a prepared transaction by hand. It may be the wrong way: ask the coordinator first.")
     def force(
@@ -49,7 +49,9 @@ def transactions_cli(process: str, open_participant: Open) -> typer.Typer:
             forced = operating.force(participant, key_of(transaction), to, operator(actor, reason), dry_run=dry_run)
             deed = "published" if to is State.COMMITTED else "discarded"
             said = "is" if forced.done else "would be"
-            print(f"it {said} {to.value} by your hand: {forced.rows} rows {deed}")
+            print(f"it {said} {to.value} by your hand: {forced.found} rows {deed}")
+            if forced.found != forced.staged:
+                print(f"beware: {forced.staged} rows were promised, so somebody has changed them by hand")
             if forced.done:
                 print("the sweeper goes on asking for the decision: if that is another, it is parked and counted")
 

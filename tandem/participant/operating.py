@@ -26,10 +26,15 @@ log = logger("tandem.operator")
 
 @dataclass(frozen=True, slots=True)
 class Forced:
-    """What a force did, or would do: the outcome, and how many rows were published or discarded."""
+    """What a force did, or would do.
+
+    staged: how many rows were promised; found: how many were there to be published or discarded. Fewer means that
+    somebody has been at the data, and forcing is the way out.
+    """
 
     outcome: State
-    rows: int
+    staged: int
+    found: int
     done: bool
 
 
@@ -46,27 +51,32 @@ def force(
     """
     if outcome is State.PREPARED:
         raise InvalidRequest([Violation("outcome", "must be committed or aborted")])
-    staged = 0
+    staged = found = 0
     try:
         with local_transaction(participant.engine) as connection:
-            changed = rows.force(connection, key, outcome)
+            changed = rows.force(connection, key, outcome, not_before_s=participant.times.push_after_s)
             if changed is None:
                 raise _ended(rows.read(connection, [key]), key)
             staged = changed
-            participant.apply(connection, {key: staged}, outcome)
-            record(connection, participant_action, operator, "force", key, f"{outcome.value}, {staged} rows")
+            found = participant.apply(connection, {key: staged}, outcome)[key]
+            what = f"{found} rows" if found == staged else f"{found} of {staged} rows"
+            record(connection, participant_action, operator, "force", key, f"{outcome.value}, {what}")
             if dry_run:
                 raise _DryRun
     except _DryRun:
-        return Forced(outcome, staged, done=False)
+        return Forced(outcome, staged, found, done=False)
     participant.metrics.outcomes.labels(outcome.value, ResolvedBy.OPERATOR.value).inc()
     log.error("heuristic outcome", transaction=str(key), outcome=outcome.value, actor=operator.actor)
-    return Forced(outcome, staged, done=True)
+    return Forced(outcome, staged, found, done=True)
 
 
 def retry(participant: Participant, key: TransactionKey, operator: Operator) -> None:
-    """Has the sweeper ask for it now, parked or not. Raises NOT_FOUND, or INVALID_REQUEST if nothing is to be asked."""
-    _change(participant, key, operator, "retry", ~t.c.confirmed, parked=None, next_attempt_at=sa.func.now())
+    """Has the sweeper ask for it as soon as that may be, parked or not: not while its driver may be at work.
+
+    Raises NOT_FOUND, or INVALID_REQUEST if nothing is to be asked.
+    """
+    at = rows.soonest(participant.times.push_after_s)
+    _change(participant, key, operator, "retry", ~t.c.confirmed, parked=None, next_attempt_at=at)
 
 
 def close(participant: Participant, key: TransactionKey, operator: Operator) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from google.protobuf.any_pb2 import Any
@@ -19,7 +20,7 @@ from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.resource import HeldBy, Refused, Resource, Staging, Write
 from tandem.participant.transaction import Act, ResolvedBy, State, Verdict, on_abort, on_commit, on_prepare
 from tandem.runtime.batches import redo
-from tandem.runtime.database import local_transaction
+from tandem.runtime.database import Limits, local_transaction
 from tandem.runtime.digest import differing, transaction_digest, write_digests
 from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
@@ -28,6 +29,9 @@ from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.times import Times
 
 log = logger("tandem.participant")
+
+IMPATIENT = Limits(lock_timeout_ms=100)
+"""For one item of a batch in which some rows are locked."""
 
 MAX_STAGE_ROUNDS = 3
 """How often staging is repeated for those that were in the way of each other inside one batch."""
@@ -128,7 +132,9 @@ class Participant:
                 log.error("a write could not be read", transaction=str(ask.key), exception=frames(error))
                 answers.append(TandemError("a write could not be read", transaction_id=ask.key.transaction_id))
         order = sorted(ready)
-        done = dict(zip(order, redo([ready[key] for key in order], self._prepare), strict=True))
+        asked = [ready[key] for key in order]
+        impatient = partial(self._prepare, limits=IMPATIENT)
+        done = dict(zip(order, redo(asked, self._prepare, impatient=impatient), strict=True))
         return [done[ask.key] if answer is None else answer for ask, answer in zip(asks, answers, strict=True)]
 
     def commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
@@ -165,10 +171,10 @@ class Participant:
                 ) from error
         return _Ready(ask, write_digests(ask.writes), writes)
 
-    def _prepare(self, batch: Sequence[_Ready]) -> list[Yes | TandemError]:
+    def _prepare(self, batch: Sequence[_Ready], *, limits: Limits | None = None) -> list[Yes | TandemError]:
         """One local transaction: the transactions' rows, then their entities (R7)."""
         answers: dict[TransactionKey, Yes | TandemError] = {}
-        with local_transaction(self.engine) as connection:
+        with local_transaction(self.engine, limits) as connection:
             inserted = rows.insert(connection, [r.row() for r in batch], retention_ms=self.times.retention_ms)
             read = rows.read(connection, [r.key for r in batch if r.key not in inserted])
             for r in batch:
@@ -238,7 +244,7 @@ class Participant:
         self,
         keys: Sequence[TransactionKey],
         by: ResolvedBy,
-        work: Callable[[Sequence[TransactionKey], ResolvedBy], list[TandemError | None]],
+        work: Callable[[Sequence[TransactionKey], ResolvedBy, Limits], list[TandemError | None]],
     ) -> list[TandemError | None]:
         wrong: dict[TransactionKey, TandemError] = {}
         for key in keys:
@@ -247,16 +253,16 @@ class Participant:
             except TandemError as error:
                 wrong[key] = error
         rest = sorted({key for key in keys if key not in wrong})
-        done = dict(zip(rest, redo(rest, lambda batch: work(batch, by)), strict=True))
+        ended = redo(rest, lambda batch: work(batch, by, Limits()), impatient=lambda batch: work(batch, by, IMPATIENT))
+        done = dict(zip(rest, ended, strict=True))
         answers = [wrong[key] if key in wrong else done[key] for key in keys]
         for key, answer in zip(keys, answers, strict=True):
             if answer is not None and answer.reason in _LOUD:
-                self.metrics.contradictions.labels(answer.reason.value).inc()
-                log.error("contradiction", transaction=str(key), reason=answer.reason.value, by=by.value)
+                self._page(key, answer.reason, by)
         return answers
 
-    def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
-        with local_transaction(self.engine) as connection:
+    def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy, limits: Limits) -> list[TandemError | None]:
+        with local_transaction(self.engine, limits) as connection:
             changed = rows.resolve(connection, keys, State.COMMITTED, by)
             rest = [key for key in keys if key not in changed]
             if rest:
@@ -264,7 +270,13 @@ class Participant:
             read = rows.read(connection, rest)
             if changed:
                 failpoint("participant.before_publish")
-                self.apply(connection, changed, State.COMMITTED)
+                for key, found in self.apply(connection, changed, State.COMMITTED).items():
+                    if found != changed[key]:
+                        raise TandemError(
+                            f"staged {changed[key]} rows, found {found}",
+                            reason=Reason.PUBLISHED_NOT_STAGED,
+                            transaction_id=key.transaction_id,
+                        )
         failpoint("participant.after_commit")
         if changed:
             self.metrics.outcomes.labels(State.COMMITTED.value, by.value).inc(len(changed))
@@ -273,8 +285,9 @@ class Participant:
             for key in keys
         ]
 
-    def _abort(self, keys: Sequence[TransactionKey], by: ResolvedBy) -> list[TandemError | None]:
-        with local_transaction(self.engine) as connection:
+    def _abort(self, keys: Sequence[TransactionKey], by: ResolvedBy, limits: Limits) -> list[TandemError | None]:
+        found: dict[TransactionKey, int] = {}
+        with local_transaction(self.engine, limits) as connection:
             changed = rows.resolve(connection, keys, State.ABORTED, by)
             rest = [key for key in keys if key not in changed]
             if rest:
@@ -282,7 +295,10 @@ class Participant:
             buried = rows.bury(connection, rest, by, retention_ms=self.times.retention_ms) if rest else set()
             read = rows.read(connection, [key for key in rest if key not in buried])
             if changed:
-                self.apply(connection, changed, State.ABORTED)
+                found = self.apply(connection, changed, State.ABORTED)
+        for key in (key for key, count in found.items() if count != changed[key]):
+            # What was to go is gone, and to hold on to the rest would help nobody; but somebody has been at the data.
+            self._page(key, Reason.PUBLISHED_NOT_STAGED, by)
         if changed:
             self.metrics.outcomes.labels(State.ABORTED.value, by.value).inc(len(changed))
         return [
@@ -292,20 +308,20 @@ class Participant:
             for key in keys
         ]
 
-    def apply(self, connection: Connection, changed: Mapping[TransactionKey, int], outcome: State) -> None:
+    def apply(
+        self, connection: Connection, changed: Mapping[TransactionKey, int], outcome: State
+    ) -> dict[TransactionKey, int]:
         """Publishes or discards the rows of transactions whose own rows were changed in this local transaction (R7).
 
-        changed: how many rows each has staged. Raises, which rolls everything back, unless so many are found.
+        changed: how many rows each has staged. Returns how many were found.
         """
         work = self._resource.publish if outcome is State.COMMITTED else self._resource.discard
         counts = work(connection, sorted(changed))
-        for key, staged in changed.items():
-            if counts.get(key, 0) != staged:
-                raise TandemError(
-                    f"staged {staged} rows, found {counts.get(key, 0)}",
-                    reason=_MISMATCH,
-                    transaction_id=key.transaction_id,
-                )
+        return {key: counts.get(key, 0) for key in changed}
+
+    def _page(self, key: TransactionKey, reason: Reason, by: ResolvedBy) -> None:
+        self.metrics.contradictions.labels(reason.value).inc()
+        log.error("contradiction", transaction=str(key), reason=reason.value, by=by.value)
 
     def _ended(self, key: TransactionKey, verdict: Verdict) -> TandemError | None:
         """The answer for a transaction that no statement changed."""
@@ -329,9 +345,7 @@ class Participant:
         return age(key.transaction_id, now_ms=read.now_ms, retention_ms=self.times.retention_ms)
 
 
-_MISMATCH = Reason.PUBLISHED_NOT_STAGED
-
-_LOUD = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, _MISMATCH}
+_LOUD = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
 """Answers to Commit or Abort that page (R5: all that the table marks ‡; R7)."""
 
 _SENTENCES = {

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tandem.participant.participant import Ask, HeldByAnother, Participant, Yes
 from tandem.participant.resolver import Outcome, Resolver
 from tandem.participant.transaction import ResolvedBy
+from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.errors import TandemError
 
 MAX_PUSHES = 3
@@ -31,7 +32,10 @@ def prepare(participant: Participant, resolver: Resolver, asks: Sequence[Ask]) -
         if not held or left_s <= 0:
             break
         fence_after_s = participant.times.push_after_s
-        met = resolver.meet(set(held.values()), by=ResolvedBy.PUSH, fence_after_s=fence_after_s, timeout_s=left_s)
+        try:
+            met = resolver.meet(set(held.values()), by=ResolvedBy.PUSH, fence_after_s=fence_after_s, timeout_s=left_s)
+        except DATABASE_ERRORS:
+            break  # HELD is what is known; the votes of the others are given, and theirs to have
         again = [i for i, holder in held.items() if met[holder] in (Outcome.COMMITTED, Outcome.ABORTED)]
         if not again:
             break

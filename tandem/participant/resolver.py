@@ -7,8 +7,7 @@ transaction is open while a coordinator is asked.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,6 +27,9 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import from_rpc_error, from_status
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
+
+MAX_QUESTIONS = 1_000
+"""In one Resolve (R16)."""
 
 
 class Outcome(StrEnum):
@@ -76,6 +78,12 @@ class Resolver:
         self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float = math.inf
     ) -> list[Outcome | TandemError]:
         """What this coordinator decided for each. Raises TandemError if it can't be asked at all."""
+        return self._asked(coordinator, batch, fence=fence, timeout_s=timeout_s)()
+
+    def _asked(
+        self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float
+    ) -> Callable[[], list[Outcome | TandemError]]:
+        """Sends the questions; what it returns waits for the answers, as `ask` does."""
         stub = self._stubs.get(coordinator)
         if stub is None:
             raise TandemError("this coordinator is not configured", reason=Reason.COORDINATOR_UNKNOWN)
@@ -89,15 +97,25 @@ class Resolver:
                 digest=item.digest,
             )
         try:
-            response = stub.Resolve(request, timeout=min(self._timeout_s, timeout_s))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        if len(response.results) != len(batch):
-            raise TandemError("the coordinator answered another number of questions", reason=Reason.INTERNAL)
-        return [
-            from_status(result.status) if result.status.code else _OUTCOMES[result.outcome]
-            for result in response.results
-        ]
+            call = stub.Resolve.future(request, timeout=min(self._timeout_s, timeout_s))
+        except ValueError:
+            raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
+
+        def answers() -> list[Outcome | TandemError]:
+            try:
+                response = call.result()
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+            except grpc.FutureCancelledError:
+                raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
+            if len(response.results) != len(batch):
+                raise TandemError("the coordinator answered another number of questions", reason=Reason.INTERNAL)
+            return [
+                from_status(result.status) if result.status.code else _OUTCOMES.get(result.outcome, _NO_ANSWER)
+                for result in response.results
+            ]
+
+        return answers
 
     def settle(
         self, batch: Sequence[InDoubt], *, fence: bool, by: ResolvedBy, timeout_s: float = math.inf
@@ -107,7 +125,11 @@ class Resolver:
         The batch is one coordinator's. An outcome that could not be applied is answered with the error. Raises
         TandemError if the coordinator can't be asked.
         """
-        answers = self.ask(batch[0].key.coordinator, batch, fence=fence, timeout_s=timeout_s)
+        return self._apply(batch, self.ask(batch[0].key.coordinator, batch, fence=fence, timeout_s=timeout_s), by)
+
+    def _apply(
+        self, batch: Sequence[InDoubt], answers: Sequence[Outcome | TandemError], by: ResolvedBy
+    ) -> dict[TransactionKey, Outcome | TandemError]:
         failpoint(f"{by.value}.after_resolve")
         settled = {item.key: answer for item, answer in zip(batch, answers, strict=True)}
         for outcome, apply in (
@@ -129,7 +151,7 @@ class Resolver:
         timeout_s: float,
         fence_after_s: float | None = None,
     ) -> dict[TransactionKey, Outcome | TandemError]:
-        """Resolves transactions whose prepared rows somebody has met (R10), all within `timeout_s`.
+        """Resolves transactions whose prepared rows somebody has met (R10): all coordinators at once, in `timeout_s`.
 
         fence_after_s: those prepared longer ago are fenced if they are undecided; None: none is. COMMITTED and ABORTED
         are applied when this returns, so a look at the entities tells the rest. An error: nobody could say.
@@ -146,11 +168,17 @@ class Resolver:
                 asked.setdefault((row.coordinator, fence), []).append(in_doubt(row))
             elif row.state == State.COMMITTED:
                 outcomes[key] = Outcome.COMMITTED
-        until = time.monotonic() + timeout_s
-        for (_, fence), batch in sorted(asked.items()):
+        started: list[tuple[Sequence[InDoubt], Callable[[], list[Outcome | TandemError]]]] = []
+        for (coordinator, fence), questions in sorted(asked.items()):
+            for first in range(0, len(questions), MAX_QUESTIONS):
+                some = questions[first : first + MAX_QUESTIONS]
+                try:
+                    started.append((some, self._asked(coordinator, some, fence=fence, timeout_s=timeout_s)))
+                except TandemError as error:
+                    outcomes |= {item.key: error for item in some}
+        for batch, answers in started:
             try:
-                left_s = max(until - time.monotonic(), 0.0)
-                outcomes |= self.settle(batch, fence=fence, by=by, timeout_s=left_s)
+                outcomes |= self._apply(batch, answers(), by)
             except TandemError as error:
                 outcomes |= {item.key: error for item in batch}
         return outcomes
@@ -162,8 +190,8 @@ class Resolver:
 
 
 _R = coordinator_pb2.ResolveResult
+_NO_ANSWER = TandemError("the coordinator gave no answer that is known here", reason=Reason.INTERNAL)
 _OUTCOMES: dict[int, Outcome | TandemError] = {
-    _R.OUTCOME_UNSPECIFIED: TandemError("the coordinator gave no answer", reason=Reason.INTERNAL),
     _R.OUTCOME_UNDECIDED: Outcome.UNDECIDED,
     _R.OUTCOME_COMMITTED: Outcome.COMMITTED,
     _R.OUTCOME_ABORTED: Outcome.ABORTED,

@@ -77,9 +77,14 @@ def confirm(connection: Connection, keys: Sequence[TransactionKey], state: State
     connection.execute(_confirm(), {"keys": _rows(keys), "is": state.value})
 
 
-def force(connection: Connection, key: TransactionKey, state: State) -> int | None:
-    """Ends a prepared one by an operator's hand, to be confirmed; the rows it had staged, or None if it isn't."""
-    staged: int | None = connection.execute(_force(), {"keys": _rows([key]), "to": state.value}).scalar_one_or_none()
+def force(connection: Connection, key: TransactionKey, state: State, *, not_before_s: float) -> int | None:
+    """Ends a prepared one by an operator's hand; the rows it had staged, or None if it isn't one.
+
+    It is to be confirmed: as soon as `soonest(not_before_s)` the sweeper asks.
+    """
+    staged: int | None = connection.execute(
+        _force(not_before_s), {"keys": _rows([key]), "to": state.value}
+    ).scalar_one_or_none()
     return staged
 
 
@@ -194,8 +199,13 @@ def _confirm() -> sa.Executable:
     )
 
 
+def soonest(not_before_s: float) -> sa.ColumnElement[Any]:
+    """Now, or once it has been prepared for so many seconds: to ask is to fence, and its driver may be at work yet."""
+    return sa.func.greatest(sa.func.now(), t.c.prepared_at + seconds(not_before_s))
+
+
 @cache
-def _force() -> sa.Executable:
+def _force(not_before_s: float) -> sa.Executable:
     return (
         sa.update(t)
         .where(*_same(_keys), t.c.state == State.PREPARED.value)
@@ -204,7 +214,7 @@ def _force() -> sa.Executable:
             resolved_at=sa.func.now(),
             resolved_by=ResolvedBy.OPERATOR.value,
             parked=None,
-            next_attempt_at=sa.func.now(),
+            next_attempt_at=soonest(not_before_s),
             last_error=None,
         )
         .returning(t.c.staged)

@@ -30,6 +30,13 @@ E = TypeVar("E", pb.CommitRequest, pb.AbortRequest)
 T = TypeVar("T")
 A = TypeVar("A")
 
+_SERVICE = "/tandem.v1.ParticipantService"
+RESERVED = {
+    tuple(f"{_SERVICE}/{method}" for method in ("Prepare", "BatchPrepare")): 16,
+    tuple(f"{_SERVICE}/{method}" for method in ("Commit", "BatchCommit", "Abort", "BatchAbort")): 16,
+}
+"""For `Server(reserved=…)`: reads that wait for a coordinator can't starve votes, nor can votes starve endings."""
+
 _STATES = {
     State.PREPARED: transaction_pb2.TRANSACTION_STATE_PREPARED,
     State.COMMITTED: transaction_pb2.TRANSACTION_STATE_COMMITTED,
@@ -50,7 +57,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         self._resolver = resolver
 
     def add_to(self, server: Server) -> None:
-        """Adds the service to a server."""
+        """Adds the service to a server, which should be made with RESERVED."""
         server.add(
             pb.DESCRIPTOR.services_by_name["ParticipantService"],
             self,

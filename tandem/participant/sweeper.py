@@ -19,7 +19,7 @@ from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
 from tandem.runtime.database import ASIDE, KEY_COLUMNS, local_transaction, records, seconds
-from tandem.runtime.errors import CONTRADICTIONS, TandemError
+from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import logger
@@ -31,6 +31,13 @@ LEASE_S = 5.0
 
 MAX_ROUNDS = 100
 """Batches in one run; what is left waits for the next."""
+
+
+_FOR_A_PERSON = {
+    **dict.fromkeys(CONTRADICTIONS, "it was forced, and the decision is another"),
+    Reason.PUBLISHED_NOT_STAGED: "it is committed, and not all that it staged is there: restore it, or force it",
+}
+"""Answers that asking again can't change (R5)."""
 
 
 class Sweeper:
@@ -54,6 +61,7 @@ class Sweeper:
         self._batch = batch
         self._clock = clock
         self._peers = Peers()
+        self._pieces: dict[str, int] = {}
 
     def run_once(self) -> int:
         """One sweep: how many transactions it ended. Raises only if the own database can't serve."""
@@ -89,31 +97,48 @@ class Sweeper:
             batches[row.coordinator].append(in_doubt(row))
         ended = 0
         for coordinator, batch in sorted(batches.items()):
-            ended += self._settle(coordinator, batch)
+            ended += self._settle_all(coordinator, batch)
         return len(rows), ended
 
-    def _settle(self, coordinator: str, batch: Sequence[InDoubt]) -> int:
+    def _settle_all(self, coordinator: str, batch: Sequence[InDoubt]) -> int:
+        """In as large pieces as this coordinator copes with: half as large after a failure, twice after a success."""
+        ended = 0
+        left = list(batch)
+        while left:
+            size = self._pieces.get(coordinator, self._batch)
+            piece, left = left[:size], left[size:]
+            settled = self._settle(coordinator, piece)
+            if settled is None:
+                self._pieces[coordinator] = max(size // 2, 1)
+                break  # its lease runs out; what was not asked for yet is probed with the rest
+            if len(piece) == size:
+                self._pieces[coordinator] = min(2 * size, self._batch)
+            ended += settled
+        return ended
+
+    def _settle(self, coordinator: str, batch: Sequence[InDoubt]) -> int | None:
+        """Asks and applies: how many it ended; None if the coordinator can't be asked."""
         try:
             answers = self._resolver.settle(batch, fence=True, by=ResolvedBy.SWEEPER)
         except TandemError as error:
             self._peers.failed(coordinator)
             self._left([item.key for item in batch], error.reason.value)
             log.warning("coordinator can't be asked", coordinator=coordinator, reason=error.reason.value)
-            return 0
-        if self._peers.answered(coordinator):
-            self._make_due(coordinator)
+            return None
         left: dict[str, list[TransactionKey]] = defaultdict(list)
         for key, answer in answers.items():
             if answer is Outcome.EXPIRED:
                 self._park(key, Outcome.EXPIRED.value, "no decision, and its id has expired")
-            if isinstance(answer, TandemError) and answer.reason in CONTRADICTIONS:
-                self._park(key, answer.reason.value, "it was forced, and the decision is another")
+            if isinstance(answer, TandemError) and answer.reason in _FOR_A_PERSON:
+                self._park(key, answer.reason.value, _FOR_A_PERSON[answer.reason])
             if isinstance(answer, TandemError):
                 left[answer.reason.value].append(key)
             elif answer not in (Outcome.COMMITTED, Outcome.ABORTED):
                 left[answer.value.upper()].append(key)
         for reason, keys in left.items():
             self._left(keys, reason)
+        if self._peers.answered(coordinator):
+            self._make_due(coordinator)
         return len(answers) - sum(map(len, left.values()))
 
     def _left(self, keys: Sequence[TransactionKey], reason: str) -> None:

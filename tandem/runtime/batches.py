@@ -9,7 +9,7 @@ from typing import TypeVar
 import psycopg2
 import sqlalchemy as sa
 
-from tandem.runtime.database import explained, is_serialization_failure, sqlstate
+from tandem.runtime.database import LOCK_NOT_AVAILABLE, explained, is_serialization_failure, sqlstate
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.telemetry import frames, logger
 
@@ -25,14 +25,21 @@ DATABASE_ERRORS = (sa.exc.SQLAlchemyError, psycopg2.Error, TandemError)
 
 
 def redo(
-    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Answer]], *, budget_s: float = 5.0
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], Sequence[Answer]],
+    *,
+    impatient: Callable[[Sequence[Item]], Sequence[Answer]] | None = None,
+    budget_s: float = 5.0,
 ) -> list[Answer | TandemError]:
     """`work(items)`, an answer an item; each item whose answer can't be had gets the error instead.
 
     work: one local transaction; it either commits all its answers or raises and changes nothing.
     A deadlock or serialization failure redoes the batch whole, then one by one; any other error that a single
     item can cause goes to one by one at once. A database that is away fails all of them without trying each.
-    budget_s: no item is tried again after this many seconds; those left are IN_PROGRESS.
+    impatient: the same with a short lock timeout, for one by one after a lock that did not come free: a few locked
+    rows must not use up everybody's time.
+    budget_s: no item is tried again after this many seconds; those left are IN_PROGRESS. Where the batch as a whole has
+    used it up, half as long is left for one by one, so that each call gets something done.
     """
     until = time.monotonic() + budget_s
     error: Exception | None = None
@@ -46,12 +53,14 @@ def redo(
     assert error is not None
     if len(items) <= 1 or _is_away(error):
         return [_told(error) for _ in items]
+    alone = impatient if impatient is not None and sqlstate(error) == LOCK_NOT_AVAILABLE else work
+    until = max(until, time.monotonic() + budget_s / 2)
     answers: list[Answer | TandemError] = []
     for item in items:
         if time.monotonic() > until:
             answers.append(TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1))
         else:
-            answers.extend(_alone(item, work))
+            answers.extend(_alone(item, alone))
     return answers
 
 
@@ -75,5 +84,5 @@ def _told(error: Exception) -> TandemError:
 
 def _is_away(error: Exception) -> bool:
     """Whether the whole database is the trouble, not an item: a lock or a statement's timeout may be one item's."""
-    one_item = {"55P03", "57014"}
+    one_item = {LOCK_NOT_AVAILABLE, "57014"}
     return explained(error).reason is Reason.DATABASE_UNAVAILABLE and sqlstate(error) not in one_item

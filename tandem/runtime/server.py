@@ -66,8 +66,8 @@ class Server:
 
     address: host:port to listen on; port 0 takes a free one (see `port`).
     workers, queue: calls that run and calls that wait at the same time; a further one is RESOURCE_EXHAUSTED.
-    reserved: workers set aside for methods named in full ("/tandem.v1.CoordinatorService/Resolve"), so that no
-        other call can starve them.
+    reserved: workers set aside for methods named in full ("/tandem.v1.CoordinatorService/Resolve"), which share them
+        and which no other call can starve.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Server:
         *,
         workers: int = 32,
         queue: int = 256,
-        reserved: Mapping[str, int] | None = None,
+        reserved: Mapping[tuple[str, ...], int] | None = None,
         with_reflection: bool = True,
     ) -> None:
         self._pool = Pool(workers, queue=queue, name="rpc")
-        self._reserved = {
-            method: Pool(count, queue=queue, name=f"rpc-{method.rsplit('/', 1)[-1]}")
-            for method, count in (reserved or {}).items()
-        }
+        self._reserved: dict[str, Pool] = {}
+        for methods, count in (reserved or {}).items():
+            pool = Pool(count, queue=queue, name=f"rpc-{methods[0].rpartition('/')[2]}")
+            self._reserved |= dict.fromkeys(methods, pool)
         self._turned_away = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rpc-turned-away")
         self._server = grpc.server(
             self._pool,

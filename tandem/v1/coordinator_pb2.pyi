@@ -309,7 +309,7 @@ class CoordinatorServiceListTransactionsRequest(_message.Message):
     """From the page before; empty for the first."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """Only those decided longer ago than this, by the log's own clock."""
+        """Only those decided longer ago than this, by the log's own clock; at most 100 years."""
 
     def __init__(
         self,

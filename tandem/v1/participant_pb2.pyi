@@ -427,7 +427,7 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
     """From the page before; empty for the first."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """Only those prepared longer ago than this, by the participant's own clock."""
+        """Only those prepared longer ago than this, by the participant's own clock; at most 100 years."""
 
     def __init__(
         self,

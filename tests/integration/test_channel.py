@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
+from identity_stub.client import Identity
+from tandem.identity.v1 import identity_service_pb2
 from tandem.profiles.client import open_profiles
 from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.profiles.v1 import profiles_service_pb2_grpc
@@ -66,3 +69,30 @@ def test_updates_are_sent_once(away: tuple[Away, str]) -> None:
                 call(request, timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert servicer.calls == {"GetPerson": 5, "UpdatePerson": 1, "UpdateBusiness": 1}
+
+
+def test_creates_are_sent_once() -> None:
+    """Without a request id a repeat by the channel would be a second user; identity's client repeats with one."""
+    calls: Counter[str] = Counter()
+
+    def away(method: str) -> grpc.RpcMethodHandler:
+        def answer(_: bytes, context: grpc.ServicerContext) -> None:
+            calls[method] += 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    service = identity_service_pb2.DESCRIPTOR.services_by_name["IdentityService"]
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    handlers = {method: away(method) for method in service.methods_by_name}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with Identity(f"127.0.0.1:{port}") as identity:
+        for method in service.methods_by_name:
+            with pytest.raises(grpc.RpcError):
+                identity._channel.unary_unary(f"/{service.full_name}/{method}")(b"", timeout=10)
+    server.stop(0)
+    creating = {"SignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation"}
+    assert {method for method, count in calls.items() if count == 1} == creating
+    assert min(count for method, count in calls.items() if method not in creating) > 1

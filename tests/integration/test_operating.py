@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from tandem.runtime.actions import Operator
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tests.support.house import COORDINATOR, House, built, entry, fresh_name, new_id, own
+from tests.support.ledger import account
 from tests.support.rules import counted
 
 ME = Operator("ada", "the initiator's database is gone for good")
@@ -66,7 +68,7 @@ def test_r5_a_forced_outcome_that_was_right(house: House, outcome: State) -> Non
         decide(house, tx)
     before = heuristic(house, outcome)
     dry = operating.force(house.ledger.participant, tx.key, outcome, ME, dry_run=True)
-    assert (dry.done, dry.rows, house.ledger.accounts(name)) == (False, 1, {name: "prepared"})
+    assert (dry.done, dry.found, house.ledger.accounts(name)) == (False, 1, {name: "prepared"})
     assert actions(house, participant_action, tx.id) == []
 
     assert operating.force(house.ledger.participant, tx.key, outcome, ME).done
@@ -98,15 +100,22 @@ def test_r5_a_forced_outcome_that_was_wrong(house: House, forced: State) -> None
     operating.force(house.ledger.participant, tx.key, forced, ME)
     reason = "ALREADY_ABORTED" if forced is State.ABORTED else "ALREADY_COMMITTED"
     before = counted(house.ledger.registry, "tandem_contradictions_total", reason=reason)
+    house.ledger.sweeper.run_once()
+    row = house.ledger.row(tx.id)
+    assert row is not None
+    assert row.parked is None, "its driver may still be at work: it is not asked for, since to ask is to fence"
+    house.ledger.make_due(tx.id)
     for _ in range(2):
         house.ledger.sweeper.run_once()
     assert counted(house.ledger.registry, "tandem_contradictions_total", reason=reason) == before + 1
-    row: Any = house.ledger.row(tx.id)
+    row = house.ledger.row(tx.id)
+    assert row is not None
     assert (row.state, row.confirmed, row.parked) == (forced.value, False, reason)
     assert house.ledger.accounts(name) == ({name: "active"} if forced is State.COMMITTED else {})
 
     operating.close(house.ledger.participant, tx.key, Operator("ada", "the account was opened by hand"))
     row = house.ledger.row(tx.id)
+    assert row is not None
     assert (row.state, row.confirmed, row.parked) == (forced.value, True, None)
     assert [action for _, action, _, _ in actions(house, participant_action, tx.id)] == ["force", "close"]
     with pytest.raises(InvalidRequest):
@@ -129,7 +138,8 @@ def test_r5_parked_is_asked_for_again(house: House) -> None:
     name = fresh_name()
     tx = house.coordinator.prepare({"ledger": [entry(name)]})
     decide(house, tx)
-    house.ledger.set(tx.id, parked="expired", next_attempt_at=None)
+    longer_ago = sa.func.now() - timedelta(seconds=house.times.push_after_s)
+    house.ledger.set(tx.id, parked="expired", next_attempt_at=None, prepared_at=longer_ago)
     assert house.ledger.sweeper.run_once() == 0
     operating.retry(house.ledger.participant, tx.key, ME)
     assert house.ledger.sweeper.run_once() == 1
@@ -246,3 +256,37 @@ def test_the_commands(new_database: Callable[[str], str], monkeypatch: pytest.Mo
         assert said in result.output, (arguments, result.output)
     lines = run(coordinator_cli, "log-id", "show").output.splitlines()
     assert [" current, " in line for line in lines] == [True, False]
+
+
+@pytest.mark.parametrize("outcome", [State.COMMITTED, State.ABORTED])
+def test_r5_what_was_damaged_by_hand_can_be_forced(house: House, outcome: State) -> None:
+    """R7 keeps a Commit from publishing half of it, for good: a person sees how much is there, and decides."""
+    kept, lost = fresh_name(), fresh_name()
+    tx = house.coordinator.prepare({"ledger": [entry(kept), entry(lost)]})
+    decide(house, tx)
+    with house.ledger.engine.begin() as connection:
+        connection.execute(sa.delete(account).where(account.c.name == lost))
+    house.ledger.make_due(tx.id)
+    house.ledger.sweeper.run_once()
+    row = house.ledger.row(tx.id)
+    assert row is not None
+    assert (row.state, row.parked) == ("prepared", "PUBLISHED_NOT_STAGED")
+
+    forced = operating.force(house.ledger.participant, tx.key, outcome, ME)
+    assert (forced.staged, forced.found) == (2, 1)
+    assert actions(house, participant_action, tx.id)[0][2] == f"{outcome.value}, 1 of 2 rows"
+    assert house.ledger.accounts(kept, lost) == ({kept: "active"} if outcome is State.COMMITTED else {})
+
+
+def test_r3_nobody_is_fenced_by_a_retry(house: House) -> None:
+    """An operator's retry asks, and to ask is to fence: not while the driver may be at work."""
+    tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    operating.retry(house.ledger.participant, tx.key, ME)
+    house.ledger.sweeper.run_once()
+    assert house.outcome(tx.id) is None
+    old = sa.func.now() - timedelta(seconds=house.times.push_after_s)
+    house.ledger.set(tx.id, prepared_at=old)
+    operating.retry(house.ledger.participant, tx.key, ME)
+    assert house.ledger.sweeper.run_once() == 1
+    assert house.outcome(tx.id) == "aborted"
+    assert tx.finish() is Outcome.ABORTED

@@ -13,14 +13,24 @@ from uuid import uuid4
 import grpc
 import pytest
 import sqlalchemy as sa
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 from sqlalchemy.engine import Engine
 
+from profiles_server.resolving import Reader
+from profiles_server.servicer import ProfilesServicer
 from tandem.participant.participant import Ask, Participant, Yes
+from tandem.participant.resolver import Resolver
+from tandem.participant.servicer import RESERVED, ParticipantServicer
 from tandem.participant.tables import prepared_transaction
 from tandem.profiles.v1 import profiles_service_pb2 as pb
+from tandem.profiles.v1 import profiles_service_pb2_grpc
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.server import Server
 from tandem.runtime.status import from_rpc_error, from_status
+from tandem.runtime.wire import key_to
+from tandem.v1 import participant_pb2_grpc, transaction_pb2
+from tandem.v1.participant_pb2 import AbortRequest, PrepareRequest
 from tests.integration.profiles_support import Client, ask, business, create, person, registered, relation
 from tests.support.rules import OUTCOMES, ScriptedCoordinator, eventually
 
@@ -239,3 +249,60 @@ def test_r10_an_update_that_needs_what_is_held(
         assert profiles_client.profiles.UpdateBusiness(change, timeout=10).business.version == 2
     else:
         assert told(profiles_client.profiles.UpdateBusiness, change).reason is reason
+
+
+@pytest.mark.parametrize("outcome", ["IN_PROGRESS", "WRONG_LOG"])
+def test_r10_an_update_in_doubt(
+    profiles_client: Client,
+    profiles_participant: Participant,
+    answers: ScriptedCoordinator,
+    prepared: Callable[..., Ask],
+    outcome: str,
+) -> None:
+    """Who holds the registration number can't be found out now: that is IN_DOUBT, not HELD."""
+    mine, number = business(), uuid4().hex[:10].upper()
+    create(profiles_participant, mine)
+    prepared(registered(number))
+    mine.version, mine.registration_country, mine.registration_number = 1, "GB", number
+    paths = ["registration_country", "registration_number"]
+    answers.outcome = OUTCOMES.Value(f"OUTCOME_{outcome}")
+    change = pb.UpdateBusinessRequest(business=mine, update_mask={"paths": paths})
+    assert told(profiles_client.profiles.UpdateBusiness, change).reason is Reason.IN_DOUBT
+
+
+def test_readers_of_a_hung_coordinator_starve_no_vote(
+    profiles_engine: Engine,
+    profiles_participant: Participant,
+    answers: ScriptedCoordinator,
+    prepared: Callable[..., Ask],
+) -> None:
+    """They may take every worker that reads have; votes and endings have workers of their own."""
+    ada, going_on = person(), threading.Event()
+    prepared(ada)
+    answers.meanwhile = lambda: going_on.wait(20)
+    resolver = Resolver(profiles_participant, {"identity": answers.address, "other": answers.address})
+    server = Server("127.0.0.1:0", workers=2, reserved=RESERVED)
+    ParticipantServicer(profiles_participant, resolver).add_to(server)
+    ProfilesServicer(Reader(profiles_engine, resolver)).add_to(server)
+    server.start()
+    with grpc.insecure_channel(server.address) as channel:
+        profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
+        readers = [profiles.GetPerson.future(pb.GetPersonRequest(person_id=ada.person_id), timeout=20) for _ in "1234"]
+        eventually(lambda: len(answers.asked) >= 2)
+        asked = ask(person())
+        request = PrepareRequest(
+            key=key_to(asked.key),
+            log_id=str(asked.log_id),
+            ttl=Duration(seconds=60),
+            driver_deadline=Duration(seconds=7),
+            writes=asked.writes,
+        )
+        stub = participant_pb2_grpc.ParticipantServiceStub(channel)
+        assert stub.Prepare(request, timeout=20).participant == "profiles"
+        stub.Abort(AbortRequest(key=key_to(asked.key), resolved_by=transaction_pb2.RESOLVED_BY_COORDINATOR), timeout=20)
+        assert not any(reader.done() for reader in readers[2:])
+        going_on.set()
+        for reader in readers:
+            assert reader.exception(timeout=20) is not None
+    server.drain(1)
+    resolver.close()

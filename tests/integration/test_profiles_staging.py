@@ -17,7 +17,7 @@ from tandem.participant.participant import Ask, Participant, Yes
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging
 from tandem.profiles.v1 import business_pb2
 from tandem.runtime.database import local_transaction
-from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tests.integration.profiles_support import (
     BY,
@@ -43,6 +43,12 @@ ENTITIES = """
     UNION ALL SELECT 'business', state, count(*) FROM profiles.business WHERE transaction_id = :id GROUP BY state
     UNION ALL SELECT 'role', state, count(*) FROM profiles.business_person WHERE transaction_id = :id GROUP BY state
     ORDER BY 1
+"""
+
+
+MORE_PEOPLE = """
+    INSERT INTO profiles.business_person (business_id, person_id, role, state, coordinator, transaction_id)
+    SELECT :id, gen_random_uuid(), 'director', 'active', :coordinator, :transaction FROM generate_series(1, 998)
 """
 
 
@@ -437,3 +443,25 @@ def test_two_threads_that_deadlock(profiles_engine: Engine, profiles_participant
             assert entities(profiles_engine, asked.key) == expected
         assert sum(isinstance(answer, Yes) for answer in votes) <= 1
     assert wins[str(Yes)] >= 1, wins
+
+
+def test_a_business_has_a_thousand_people_at_most(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """R6, R16: it is shown with all its people, so their number is limited when they are added, and says so."""
+    firm = registered(people=people(business_pb2.ROLE_OWNER))
+    key = create(profiles_participant, firm)
+    with profiles_engine.begin() as connection:
+        connection.execute(
+            sa.text(MORE_PEOPLE),
+            {"id": firm.business_id, "coordinator": key.coordinator, "transaction": key.transaction_id},
+        )
+    last, over = ask(relation(firm.business_id)), ask(relation(firm.business_id))
+    (yes,) = profiles_participant.prepare([last])
+    assert isinstance(yes, Yes)
+    neighbour = ask(person())
+    refused, other = profiles_participant.prepare([over, neighbour])
+    assert isinstance(other, Yes)
+    assert isinstance(refused, InvalidRequest)
+    assert [violation.field for violation in refused.violations] == ["writes[0].business_id"]
+    assert profiles_participant.abort([last.key], BY) == [None]
+    (again,) = profiles_participant.prepare([over])
+    assert isinstance(again, Yes)

@@ -319,7 +319,7 @@ def test_the_insert_decides(engine: Engine, log: DecisionLog) -> None:
     key = TransactionKey("identity", id_)
     digest = vector()["transaction of write 1 alone"]
     execute(engine, "decide", log.log_id(), decision(id_, {"profiles": digest, "other": digest}))
-    execute(engine, "fence", "identity", id_)
+    execute(engine, "fence", "identity", id_, id_.int >> 80)
     assert execute(engine, "read", "identity", id_) == [("committed", {"profiles": digest, "other": digest})]
     execute(engine, "mark", "identity", id_, "other")
     looked = log.look([key], fence=True)[key]
@@ -330,12 +330,22 @@ def test_the_insert_decides(engine: Engine, log: DecisionLog) -> None:
 def test_the_fence_comes_first(engine: Engine, log: DecisionLog) -> None:
     """A fence, written as the page says, makes the INSERT fail by the constraint that the page names."""
     id_ = uuid7()
-    execute(engine, "fence", "identity", id_)
+    execute(engine, "fence", "identity", id_, id_.int >> 80)
     assert execute(engine, "read", "identity", id_) == [("aborted", {})]
     assert violated(engine, log.log_id(), id_) == PRIMARY_KEY
     assert log.look([TransactionKey("identity", id_)], fence=False) == {
         TransactionKey("identity", id_): Decided(Outcome.ABORTED)
     }
+
+
+def test_the_fence_of_the_page_keeps_to_the_line(engine: Engine, log: DecisionLog) -> None:
+    """R14: of an id that is too old, or ahead, nothing is written; where the line is, is the log's own."""
+    day, retention = 86_400_000, 30 * 86_400_000
+    for shift, written in ((-retention - day, 0), (2 * day, 0), (-retention + 2 * day, 1)):
+        fresh = uuid7().int
+        id_ = UUID(int=fresh + (shift << 80))
+        execute(engine, "fence", "identity", id_, id_.int >> 80)
+        assert len(execute(engine, "read", "identity", id_)) == written
 
 
 def test_the_constraints_are_those_of_the_page(engine: Engine, log: DecisionLog) -> None:
