@@ -231,7 +231,7 @@ class TcpProxy:
         replies: Callable[[], Framing] = Raw,
         max_links: int = MAX_LINKS,
     ) -> None:
-        self._target = target
+        self.target = target
         self._framings = (requests, replies)
         self._max_links = max_links
         self._fault: Fault | None = None
@@ -252,7 +252,7 @@ class TcpProxy:
         self._thread.start()
 
     def __repr__(self) -> str:
-        return f"<TcpProxy :{self.port} → {self._target}, {len(self._links)} connections, {self._fault}>"
+        return f"<TcpProxy :{self.port} → {self.target}, {len(self._links)} connections, {self._fault}>"
 
     def __enter__(self) -> TcpProxy:
         return self
@@ -374,7 +374,7 @@ class TcpProxy:
             client.close()
             return
         try:
-            server = _connected(self._target)
+            server = _connected(self.target)
         except OSError:
             client.close()
             return

@@ -1,4 +1,4 @@
-"""Breaks one thing after another, by a seeded plan: kill -9 and SIGSTOP, of processes and of databases."""
+"""Breaks one thing after another, by a seeded plan: kill -9 and SIGSTOP of processes and databases, and their wires."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import processes
+from lab.proxy import Act
+from lab.proxy import Fault as WireFault
 from lab.torture.house import House
 
 CALM_S = (0.1, 1.0)
@@ -29,6 +31,13 @@ POINTS = {
                  "participant.after_commit"),
 }  # fmt: skip
 """Where a process can be made to die, rather than anywhere."""
+
+TROUBLES = {
+    "silence": WireFault(Act.SILENCE),
+    "replies swallowed": WireFault(Act.SWALLOW),
+    "everything 0.3 s late": WireFault(Act.DELAY, seconds=0.3),
+}
+"""What a wire can be made to do."""
 
 AT_A_POINT_S = 3.0
 """How long a process may live that is to die at a point."""
@@ -78,7 +87,8 @@ class Nemesis(threading.Thread):
     def _one(self) -> None:
         chance = self._random
         services, databases = list(self._house.services), list(self._house.databases)
-        kinds = {"kill at": 6, "kill": 4, "kill two": 2, "pause": 4, "kill database": 2, "pause database": 2}
+        kinds = {"kill at": 6, "kill": 4, "kill two": 2, "pause": 4, "kill database": 2, "pause database": 2,
+                 "cut": 2, "trouble on a wire": 4}  # fmt: skip
         match chance.choices(list(kinds), list(kinds.values()))[0]:
             case "kill at":
                 name = chance.choice(sorted(POINTS))
@@ -91,6 +101,11 @@ class Nemesis(threading.Thread):
                 self._pause(chance.choice(services), _pid_of_service, chance.choice(PAUSES_S))
             case "kill database":
                 self._kill_database(chance.choice(databases))
+            case "cut":
+                self._cut(chance.choice(sorted(self._house.wires)))
+            case "trouble on a wire":
+                trouble = chance.choice(sorted(TROUBLES))
+                self._trouble(chance.choice(sorted(self._house.wires)), trouble, chance.choice(PAUSES_S))
             case _:
                 self._pause(chance.choice(databases), _pids_of_database, chance.choice(PAUSES_S))
 
@@ -124,8 +139,24 @@ class Nemesis(threading.Thread):
         fault = self._begin("kill -9", f"PostgreSQL of {name}", killed=True)
         started = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        self._house.databases[name].start()
+        self._house.restart_database(name)
         self._end(fault, started)
+
+    def _cut(self, wire: str) -> None:
+        fault = self._begin("cut", wire, killed=False)
+        self._house.wires[wire].cut()
+        self._end(fault, None)
+
+    def _trouble(self, wire: str, trouble: str, seconds: float) -> None:
+        fault = self._begin(f"{trouble} for {seconds:g} s", wire, killed=False)
+        proxy = self._house.wires[wire]
+        proxy.set(TROUBLES[trouble])
+        try:
+            self._stopping.wait(seconds)
+        finally:
+            proxy.heal()
+            proxy.cut()  # what has lost bytes is of no use any more
+        self._end(fault, None)
 
     def _pause(self, name: str, pids: Callable[[House, str], list[int]], seconds: float) -> None:
         stopped = pids(self._house, name)
