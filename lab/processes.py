@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,11 +24,30 @@ class ProcessFailed(Exception):
     """A process did not do what it was started for; the text says what to look at."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 for a server that keeps it over restarts: nobody listens on it now.
+
+    Below those that the system hands out by itself, or a client's connection could take it while the server is down.
+    """
+    for _ in range(100):
+        port = random.randrange(10_000, _first_handed_out())
+        if port in _given:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port
+    raise ProcessFailed("no free port of 127.0.0.1 was found")
+
+
+def _first_handed_out() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:  # not Linux: the range that IANA gives
+        return 49_152
 
 
 @dataclass(eq=False)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -54,7 +52,6 @@ PATIENCE_S = 30.0
 """For a state to come about; nothing waits so long unless it is broken."""
 
 EVER = UUID(int=0)
-PORTS = range(10_000, 20_000)
 HOLD = "interval '1 hour'"
 ANYBODY = frozenset({"coordinator", "recovery", "sweeper", "reader", "push"})
 
@@ -161,7 +158,7 @@ class House:
 
     def _make_services(self, urls: Mapping[str, str]) -> None:
         names = ("profiles", "second", "coordinator", "identity", "initiator")
-        address = dict(zip(names, _addresses(len(names)), strict=True))
+        address = dict(zip(names, [f"127.0.0.1:{processes.free_port()}" for _ in names], strict=True))
         targets = ",".join(f"{name}={address[name]}" for name in PARTICIPANTS)
         times = {
             name.upper(): getattr(TIMES, name)
@@ -700,23 +697,6 @@ def identity_client(address: str) -> Iterator[identity_service_pb2_grpc.Identity
 def _channel(address: str) -> grpc.Channel:
     options = [("grpc.enable_retries", 0), ("grpc.initial_reconnect_backoff_ms", 100)]
     return grpc.insecure_channel(address, options=options)
-
-
-def _addresses(count: int) -> list[str]:
-    """Addresses nobody listens on. Their ports are below those that the system hands to outgoing connections (and to a
-    server that asks for any): no one takes them while who listens there is dead."""
-    free: list[str] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        free.append(f"127.0.0.1:{port}")
-        if len(free) == count:
-            break
-    return free
 
 
 def _refused(error: TandemError) -> Answer:

@@ -49,6 +49,7 @@ def torture(seconds: int, seed: int, folder: Path, *more: str) -> tuple[int, str
 def folder() -> Iterator[Path]:
     """Not pytest's own, which is closed to the unprivileged user that PostgreSQL runs under if we are root."""
     with tempfile.TemporaryDirectory(prefix="tandem-torture-", ignore_cleanup_errors=True) as made:
+        Path(made).chmod(0o755)
         yield Path(made)
 
 

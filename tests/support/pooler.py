@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from lab import processes
+
 BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 START_S = 20.0
 
@@ -38,9 +40,7 @@ class Pooler:
 
     def __init__(self, folder: Path, server_url: str) -> None:
         server = make_url(server_url)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+        self._port = processes.free_port()
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             _SETTINGS.format(

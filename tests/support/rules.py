@@ -8,7 +8,6 @@ import contextlib
 import json
 import random
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Connection, Engine
 
+from lab import processes
 from tandem.coordinator.servicer import RESERVED
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
@@ -439,7 +439,7 @@ class BareServer:
     @contextmanager
     def running(self, *options: str) -> Iterator[Engine]:
         """Started with these options; an engine on its `postgres` database."""
-        port = _free_port()
+        port = processes.free_port()
         words = [word for option in (f"port={port}", f"unix_socket_directories={self._folder}", *options)
                  for word in ("-c", option)]  # fmt: skip
         with (self._folder / "server.log").open("a") as log:
@@ -471,12 +471,6 @@ def _answers(engine: Engine) -> bool:
             return True
     except sa.exc.OperationalError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        return int(candidate.getsockname()[1])
 
 
 def seeded(seed: int | None = None) -> random.Random:
