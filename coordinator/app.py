@@ -191,7 +191,7 @@ def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry
         registry=registry,
     )
     stack.callback(coordinator.close)
-    unknown = sorted(coordinator.log.unknown_participants(settings.participants))
+    unknown = sorted(coordinator.log.unknown_participants(settings.name, settings.participants))
     if unknown:
         raise ConfigurationError(
             f"decisions wait for {', '.join(unknown)} to acknowledge, which COORDINATOR_PARTICIPANTS does not name: "
@@ -201,4 +201,4 @@ def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry
 
 
 def _recovery(settings: Settings, coordinator: Coordinator) -> Recovery:
-    return Recovery(coordinator.log, coordinator.participants, coordinator.metrics, batch=settings.recovery_batch)
+    return Recovery(coordinator, batch=settings.recovery_batch)

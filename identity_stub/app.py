@@ -76,7 +76,7 @@ class App:
             self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
             if settings.serve_coordinator:
-                recovery = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
+                recovery = Recovery(coordinator)
                 purge = Purge(engine, settings.times, coordinator.metrics)
                 self._schedule(
                     [
@@ -163,7 +163,7 @@ def _check(settings: Settings, engine: Engine, decision_log: DecisionLog) -> Non
     check_server(engine)
     for migrations in MIGRATIONS:
         migrations.check(engine, command=MIGRATE)
-    unknown = sorted(decision_log.unknown_participants(settings.participants))
+    unknown = sorted(decision_log.unknown_participants(settings.name, settings.participants))
     if unknown:
         raise ConfigurationError(
             f"decisions wait for {', '.join(unknown)} to acknowledge, which IDENTITY_PARTICIPANTS does not name: "

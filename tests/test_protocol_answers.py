@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,8 +15,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tandem.coordinator.decision_log import DecisionLog, Question
 from tandem.coordinator.driver import Coordinator
-from tandem.coordinator.errors import Refused, TransactionExpired, Unavailable
+from tandem.coordinator.errors import Fenced, OutcomeUnknown, Refused, TransactionExpired, Unavailable
+from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.tables import decision
+from tandem.runtime.database import create_engine
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.times import Times
@@ -200,8 +203,8 @@ def test_what_no_message_can_carry_is_refused_at_once(house: House) -> None:
     assert raised.value.violations[0].field == "branches[ledger]"
 
 
-def test_an_unreachable_database_is_unavailable_with_the_id(house: House) -> None:
-    """Whatever is asked first of it: not committed, and worth a repeat under the same id."""
+def test_an_unreachable_database_under_an_id_of_the_callers(house: House) -> None:
+    """R3: whatever is asked first of it: an earlier call may have committed, so nobody says that it has not."""
     nowhere = sa.create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nothing", connect_args={"connect_timeout": 1})
     coordinator = Coordinator(nowhere, name=COORDINATOR, participants={"ledger": "127.0.0.1:1"})
     given = new_id()
@@ -210,9 +213,11 @@ def test_an_unreachable_database_is_unavailable_with_the_id(house: House) -> Non
         lambda: coordinator.prepare({"ledger": [entry("x")]}, transaction_id=given),
         lambda: coordinator.transaction({"ledger": [entry("x")]}, transaction_id=given).__enter__(),
     ):
-        with pytest.raises(Unavailable) as raised:
+        with pytest.raises(OutcomeUnknown) as raised:
             call()
         assert raised.value.transaction_id == given
+    with pytest.raises(Unavailable):
+        coordinator.prepare({"ledger": [entry("x")]})
     coordinator.close()
 
 
@@ -233,3 +238,119 @@ def test_each_transaction_is_counted_once(house: House) -> None:
     for _ in range(3):
         tx.finish()
     assert count() == before + 1
+
+
+def test_r3_a_hook_that_breaks_at_commit_hides_nothing(house: House) -> None:
+    """R3, R12: the server has said COMMIT, then the Engine owner's hook raises, at ROLLBACK too: told as committed."""
+    engine, name, own_id = create_engine(house.url, pool_size=2), fresh_name(), uuid4()
+    breaking: list[bool] = []
+
+    def hook(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO own"):
+            breaking.append(True)
+        if breaking and statement in ("COMMIT", "ROLLBACK"):
+            raise RuntimeError("a broken hook")
+
+    event.listen(engine, "after_cursor_execute", hook)
+    with house.coordinator.transaction({"ledger": [entry(name)]}, using=engine) as tx:
+        tx.connection.execute(sa.insert(own).values(id=own_id))
+    assert tx.delivered
+    assert house.own_rows(own_id) == {own_id}
+    assert house.ledger.accounts(name) == {name: "active"}
+    engine.dispose()
+
+
+def test_r2_a_committed_id_whose_block_finds_no_connection(house: House) -> None:
+    """R3: it is committed, but this call can't go through its block: never an answer that says "failed"."""
+    name, transaction_id = fresh_name(), new_id()
+    house.coordinator.execute(transaction_id, {"ledger": [entry(name)]})
+    narrow = create_engine(house.url, pool_size=1, pool_timeout_s=0.2)
+    away = Coordinator(
+        house.engine, name=COORDINATOR, participants={"ledger": "127.0.0.1:1"}, times=Times(prepare_deadline_s=0.3)
+    )
+    repeat = away.transaction({"ledger": [entry(name)]}, transaction_id=transaction_id, using=narrow)
+    with narrow.connect(), pytest.raises(OutcomeUnknown):
+        repeat.__enter__()
+    away.close()
+    narrow.dispose()
+
+
+def test_r1_a_session_that_got_no_connection_can_be_used_again(house: House) -> None:
+    """Unavailable says "repeat": the same Session must take it."""
+    narrow = create_engine(house.url, pool_size=1, pool_timeout_s=0.2)
+    with Session(narrow) as session:
+        with house.coordinator.transaction({"ledger": [entry(fresh_name())]}, using=session):
+            pass
+        with narrow.connect(), pytest.raises(Unavailable):
+            with house.coordinator.transaction({"ledger": [entry(fresh_name())]}, using=session):
+                pytest.fail("without a connection no block runs")
+        with house.coordinator.transaction({"ledger": [entry(fresh_name())]}, using=session) as tx:
+            pass
+        assert tx.delivered
+    narrow.dispose()
+
+
+def test_an_id_that_is_used_up_is_not_worth_a_repeat(house: House) -> None:
+    """RetryInfo only where a retry helps: under an id of the caller's that was fenced, only a new id does."""
+    away = Coordinator(
+        house.engine, name=COORDINATOR, participants={"ledger": "127.0.0.1:1"}, times=Times(prepare_deadline_s=0.3)
+    )
+    given = new_id()
+    for raises in (Unavailable, Fenced):
+        with pytest.raises(raises) as raised:
+            away.execute(given, {"ledger": [entry("x")]})
+        assert raised.value.retry_after_s is None
+        assert raised.value.metadata["repeat_with"] == "a new transaction_id"
+    with pytest.raises(Unavailable) as raised:
+        with away.transaction({"ledger": [entry("x")]}):
+            pytest.fail("nobody voted")
+    assert raised.value.retry_after_s, "a repeat of the request makes a new id"
+    away.close()
+
+
+@pytest.mark.parametrize("given", [uuid4(), "nonsense"], ids=["version 4", "no UUID"])
+def test_r14_an_id_without_a_time_is_refused_before_anything_is_sent(house: House, given: UUID) -> None:
+    """R14: not "outcome unknown" of what can never have been."""
+    for call in (
+        lambda: house.coordinator.execute(given, {"ledger": [entry("x")]}),
+        lambda: house.coordinator.prepare({"ledger": [entry("x")]}, transaction_id=given),
+        lambda: house.coordinator.transaction({"ledger": [entry("x")]}, transaction_id=given).__enter__(),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            call()
+        assert raised.value.violations[0].field == "transaction_id"
+
+
+def test_r11_coordinators_that_share_a_database_deliver_their_own(house: House) -> None:
+    """R11, R17: another coordinator's decisions are neither delivered nor parked, nor do they keep it from starting."""
+    name = fresh_name()
+    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    with house.engine.begin() as connection:
+        connection.execute(tx.decision)
+        connection.execute(sa.update(decision).values(next_attempt_at=sa.func.now()))
+    billing = Coordinator(house.engine, name="billing", participants={"ledger": f"127.0.0.1:{house.other.server.port}"})
+    assert Recovery(billing).run_once() == 0
+    assert billing.log.unknown_participants("billing", ["somebody"]) == set()
+    assert billing.log.unknown_participants(COORDINATOR, ["somebody"]) == {"ledger"}
+    assert house.recovery.run_once() >= 1
+    assert house.ledger.accounts(name) == {name: "active"}
+    billing.close()
+
+
+def test_r4_many_stalled_ids_hold_up_nobody(house: House) -> None:
+    """R4: "a stalled id holds up nobody": a dozen of them in one Resolve, and each other id gets its answer."""
+    branches = [{"ledger": [entry(fresh_name())]} for _ in range(32)]
+    txs = [house.coordinator.prepare(branch) for branch in branches]
+    stalled, healthy = txs[:12], txs[12:]
+    with ExitStack() as stack:
+        for tx in stalled:
+            connection = stack.enter_context(house.engine.connect())
+            stack.enter_context(connection.begin())
+            connection.execute(tx.decision)
+        answers = house.coordinator.log.resolve(
+            "ledger", [Question(tx.key, tx.log_id, tx.digests["ledger"]) for tx in txs], fence=True
+        )
+        assert [getattr(answer, "value", None) for answer in answers] == (
+            ["in_progress"] * len(stalled) + ["aborted"] * len(healthy)
+        )
+    assert {tx.finish().value for tx in txs} <= {"committed", "aborted"}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import grpc
@@ -388,7 +389,7 @@ def test_r5_recovery_parks_too(house: House) -> None:
     pages = counted(house.registry, CONTRADICTIONS, reason="TRANSACTION_UNKNOWN")
     for _ in range(3):
         due(house, tx.id)
-        Recovery(house.coordinator.log, house.coordinator.participants, house.coordinator.metrics).run_once()
+        Recovery(house.coordinator).run_once()
     assert record(house, tx.id).branches[0].parked == "TRANSACTION_UNKNOWN"
     assert record(house, tx.id).attempts == 1
     assert record(house, tx.id).last_error == "TRANSACTION_UNKNOWN"
@@ -1182,7 +1183,7 @@ def test_r11_many_sweepers_end_each_once(house: House, crowd: tuple[Member, Coor
     assert where.accounts(*names) == dict.fromkeys(names[:20], "active")
     assert sum(each.run_once() for each in sweepers) == 0
     due(house, *(tx.id for tx in committed))
-    Recovery(coordinator.log, coordinator.participants, coordinator.metrics).run_once()
+    Recovery(coordinator).run_once()
 
 
 def test_r11_many_recoveries_deliver_each_once(house: House, crowd: tuple[Member, Coordinator]) -> None:
@@ -1190,7 +1191,7 @@ def test_r11_many_recoveries_deliver_each_once(house: House, crowd: tuple[Member
     where, coordinator = crowd
     names = [fresh_name() for _ in range(30)]
     txs = [decided_but_undelivered(house, coordinator, {"crowd": [name]}) for name in names]
-    recoveries = [Recovery(coordinator.log, coordinator.participants, coordinator.metrics, batch=4) for _ in range(4)]
+    recoveries = [Recovery(coordinator, batch=4) for _ in range(4)]
     before = counted(where.registry, OUTCOMES_APPLIED, outcome="committed", via="recovery")
     row = coordinator.log.get(txs[0].key)
     assert row.next_attempt_at == row.decided_at + timedelta(seconds=1), "the first second is the driver's own"
@@ -1335,7 +1336,7 @@ def two(house: House, new_member: NewMember) -> Iterator[Two]:
 
 
 def _recovery(coordinator: Coordinator, clock: HandClock | None = None) -> Recovery:
-    made = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
+    made = Recovery(coordinator)
     if clock is not None:
         made._peers = Peers(clock)
     return made
@@ -1880,7 +1881,7 @@ def test_r17_an_unknown_log(house: House, fence: bool) -> None:
 def test_r17_names_may_not_leave_the_configuration(restored: House) -> None:
     """R17: "Names that appear in prepared or undelivered rows may not leave the configuration", parked ones neither."""
     house, name = restored, fresh_name()
-    unknown = house.coordinator.log.unknown_participants
+    unknown = partial(house.coordinator.log.unknown_participants, house.coordinator.name)
     assert unknown([]) == set()
     tx = decided_but_undelivered(house, house.coordinator, {"ledger": [name]})
     assert unknown([]) == unknown(["another"]) == {"ledger"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,9 @@ RECOVERY_AFTER_S = 1.0
 
 FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_timeout_ms=2_000)
 """A fence waits this long for a committing initiator, then says IN_PROGRESS (R4)."""
+
+IMPATIENT = replace(FENCE_LIMITS, lock_timeout_ms=20)
+"""For one by one, where one of the batch is stalled: however many are, the others get their answers."""
 
 BUDGET_S = 2.0
 """For one Resolve, however many ids are stalled (R4)."""
@@ -154,7 +158,7 @@ class DecisionLog:
             looked.update(self._read(connection, ordered))
         undecided = [key for key, what in looked.items() if what is Standing.UNDECIDED]
         if fence and undecided:
-            fenced = redo(undecided, self._fence, budget_s=BUDGET_S)
+            fenced = redo(undecided, self._fence, impatient=partial(self._fence, limits=IMPATIENT), budget_s=BUDGET_S)
             for key, what in zip(undecided, fenced, strict=True):
                 in_progress = isinstance(what, TandemError) and what.reason is Reason.IN_PROGRESS
                 looked[key] = Standing.IN_PROGRESS if in_progress else what
@@ -182,7 +186,7 @@ class DecisionLog:
         with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(sa.select(log.c.log_id).where(log.c.log_id.in_(log_ids))).scalars())
 
-    def _fence(self, keys: Sequence[TransactionKey]) -> list[Looked]:
+    def _fence(self, keys: Sequence[TransactionKey], limits: Limits | None = None) -> list[Looked]:
         """Writes `aborted` where nothing is, then reads in a second statement what is there now (R4)."""
         asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
         chosen = (
@@ -203,7 +207,7 @@ class DecisionLog:
             .on_conflict_do_nothing()
         )
         rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
-        with local_transaction(self.engine, FENCE_LIMITS) as connection:
+        with local_transaction(self.engine, limits or FENCE_LIMITS) as connection:
             connection.execute(statement, {"asked": rows})
             looked = self._read(connection, keys)
         # Not written and not there: the id is too old, or ahead, or another's row went while we looked.
@@ -282,11 +286,12 @@ class DecisionLog:
             next_attempt_at=sa.func.now(),
         )
 
-    def make_due(self, participant: str, within_s: float) -> None:
+    def make_due(self, coordinator: str, participant: str, within_s: float) -> None:
         """A peer that answers again: what waited for it is due now (R11)."""
         free = (
             sa.select(d.c.coordinator, d.c.transaction_id)
             .where(
+                d.c.coordinator == coordinator,
                 _waits_for(participant),
                 d.c.undelivered != sa.literal_column("'{}'::text[]"),
                 d.c.attempts > 0,
@@ -360,13 +365,13 @@ class DecisionLog:
             where.append(d.c.coordinator == coordinator)
         return paging.page(self.engine, d, where, size=size, token=token)
 
-    def unknown_participants(self, configured: Iterable[str]) -> set[str]:
-        """Names in undelivered rows, parked deliveries included, that the configuration no longer has (R17)."""
+    def unknown_participants(self, coordinator: str, configured: Iterable[str]) -> set[str]:
+        """Names in its undelivered rows, parked deliveries included, that the configuration no longer has (R17)."""
         waiting: sa.Select[tuple[Any]] = sa.select(sa.func.unnest(d.c.undelivered)).where(
-            d.c.undelivered != sa.literal_column("'{}'::text[]")
+            d.c.coordinator == coordinator, d.c.undelivered != sa.literal_column("'{}'::text[]")
         )
         parked: sa.Select[tuple[Any]] = sa.select(sa.func.jsonb_object_keys(d.c.parked)).where(
-            d.c.parked != sa.literal_column("'{}'::jsonb")
+            d.c.coordinator == coordinator, d.c.parked != sa.literal_column("'{}'::jsonb")
         )
         with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(waiting.union(parked)).scalars()) - set(configured)

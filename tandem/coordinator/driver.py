@@ -21,7 +21,13 @@ from uuid_utils.compat import uuid7
 from tandem.coordinator import verdicts
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.delivery import Confirmer, Delivery
-from tandem.coordinator.errors import LocalTransactionEnded, TransactionExpired, TransactionReused, Unavailable
+from tandem.coordinator.errors import (
+    LocalTransactionEnded,
+    OutcomeUnknown,
+    TransactionExpired,
+    TransactionReused,
+    Unavailable,
+)
 from tandem.coordinator.handle import Batch, Branches, Transaction, packed
 from tandem.coordinator.local import LocalBlock
 from tandem.coordinator.local import using as local_using
@@ -154,7 +160,7 @@ class Coordinator:
             self._confirm(done, confirm)
             return
         try:
-            with _available(batch.accepted[0].id):
+            with _available(own=batch.accepted[0].id):
                 batch.use(block.begin())
             yield batch
             failpoint("driver.after_block")
@@ -199,8 +205,10 @@ class Coordinator:
     def _rehearse(self, block: LocalBlock, batch: Batch, done: Sequence[Transaction]) -> Iterator[Batch]:
         """The block of an id that another call has already committed: it runs, and is rolled back."""
         try:
-            with _available(done[0].id):
-                connection = block.begin()
+            connection = block.begin()
+        except DATABASE_ERRORS as error:  # committed it is, but this call can't go through its block
+            raise verdicts.unknown(done[0]) from error
+        try:
             for tx in done:
                 tx.use(connection)
             yield batch
@@ -248,6 +256,7 @@ class Coordinator:
 
         Returns the transaction when it is committed; raises as `transaction` does.
         """
+        _check_id(transaction_id)
         key = TransactionKey(self.name, transaction_id)
         with _available(transaction_id):
             found = self.log.look([key], fence=False)[key]
@@ -257,7 +266,7 @@ class Coordinator:
             tx = Transaction(key, packed(branches), log_id=log_id, own_id=False, finish=self.finish)
             tx.settle(found)
             if tx.phase is not Phase.COMMITTED:
-                raise verdicts.of_phase(tx) or verdicts.unknown(tx)
+                raise verdicts.mark_spent(tx, verdicts.of_phase(tx) or verdicts.unknown(tx))
             tx.undelivered = found.undelivered
             return tx
         if found in verdicts.AGED:
@@ -277,7 +286,8 @@ class Coordinator:
         self, asked: Sequence[tuple[UUID | None, Branches]], *, ttl_s: float | None, all_or_none: bool
     ) -> list[Transaction]:
         """Asks every participant at once. With `all_or_none` a missing vote raises; else it is the tx's `error`."""
-        for _, branches in asked:
+        for given, branches in asked:
+            _check_id(given)
             self._check_branches(branches)
         with _available(asked[0][0]):
             log_id = self.log.log_id()
@@ -349,6 +359,8 @@ class Coordinator:
                 tx.error = None
             elif tx.phase is not Phase.ABORTED:
                 tx.error = verdicts.of_phase(tx)
+        for tx in refused:
+            verdicts.mark_spent(tx, tx.error)
         self._count(refused)
 
     # --- settling (R3) --------------------------------------------------------------------------------------
@@ -364,6 +376,7 @@ class Coordinator:
         raised = verdicts.of_failure(txs, error)
         if raised is None:
             return
+        verdicts.mark_spent(txs[0], raised)
         self._count(txs)
         self._confirm([tx for tx in txs if tx.phase is Phase.COMMITTED], "wait")
         if isinstance(raised, LocalTransactionEnded):
@@ -432,14 +445,28 @@ class Coordinator:
 
 
 @contextmanager
-def _available(transaction_id: UUID | None) -> Iterator[None]:
-    """Before anything is decided: a database that can't serve is Unavailable."""
+def _available(given: UUID | None = None, *, own: UUID | None = None) -> Iterator[None]:
+    """A database that can't serve is Unavailable: nothing is decided yet.
+
+    But under an id `given` by the caller an earlier call may have decided: as long as the log was not read, that is
+    OutcomeUnknown (R3).
+    """
     try:
         yield
     except DATABASE_ERRORS as error:
         if isinstance(error, TandemError) and not isinstance(error, DatabaseError):
             raise
-        raise Unavailable(explained(error).message, transaction_id=transaction_id) from error
+        if given is not None:
+            raise OutcomeUnknown(
+                f"{explained(error).message}: an earlier call may have committed", transaction_id=given
+            ) from error
+        raise Unavailable(explained(error).message, transaction_id=own) from error
+
+
+def _check_id(given: object) -> None:
+    """Its own time is what says how old a transaction is (R14)."""
+    if given is not None and not (isinstance(given, UUID) and given.version == 7):
+        raise InvalidRequest([Violation("transaction_id", "must be a UUIDv7")])
 
 
 def _check_size(tx: Transaction) -> None:

@@ -188,13 +188,14 @@ class UsingSession:
     def begin(self, limits: Limits, token: str) -> LocalTransaction:
         """On the Session's own connection; one that has died in the pool is replaced once."""
         for last in (False, True):
-            connection = self._session.connection()
-            local = LocalTransaction(connection, limits, isolation=None, token=token)
+            local: LocalTransaction | None = None
             try:
+                connection = self._session.connection()
+                local = LocalTransaction(connection, limits, isolation=None, token=token)
                 local.begin()
             except BaseException as error:
-                self._session.rollback()
-                if last or not has_died(error, local):
+                self._session.rollback()  # also where no connection was to be had: the Session has begun by then
+                if last or local is None or not has_died(error, local):
                     raise
             else:
                 self._connection = connection

@@ -13,10 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Row
 
-from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.delivery import PARKING, Delivery
-from tandem.coordinator.metrics import CoordinatorMetrics
-from tandem.coordinator.participants import Participants
+from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.tables import decision as d
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.claims import Peers, claim
@@ -36,24 +34,23 @@ MAX_ROUNDS = 100
 
 
 class Recovery:
-    """`run_once()` takes what is due and delivers it.
+    """`run_once()` takes what is due of one coordinator's decisions and delivers it.
 
     batch: decisions a claim. clock: wall time in s, for the last-success gauge only.
     """
 
     def __init__(
         self,
-        decision_log: DecisionLog,
-        participants: Participants,
-        metrics: CoordinatorMetrics,
+        coordinator: Coordinator,
         *,
         batch: int = 500,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log = decision_log
-        self._names = participants.names
-        self._delivery = Delivery(decision_log, participants, metrics)
-        self._metrics = metrics
+        self._name = coordinator.name
+        self._log = coordinator.log
+        self._names = coordinator.participants.names
+        self._delivery = Delivery(coordinator.log, coordinator.participants, coordinator.metrics)
+        self._metrics = coordinator.metrics
         self._batch = batch
         self._clock = clock
         self._peers = Peers()
@@ -85,7 +82,11 @@ class Recovery:
     def _claim(self, peers: Sequence[str], *, limit: int, probe: bool = False) -> Sequence[Row[Any]]:
         """Takes what is due and waits for one of these peers."""
         waiting_for = sa.cast(sa.literal(list(peers)), ARRAY(sa.Text))
-        due = [d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.undelivered.overlap(waiting_for)]
+        due = [
+            d.c.coordinator == self._name,
+            d.c.undelivered != sa.literal_column("'{}'::text[]"),
+            d.c.undelivered.overlap(waiting_for),
+        ]
         rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S, probe=probe)
         failpoint("recovery.after_claim")
         return rows
@@ -124,7 +125,7 @@ class Recovery:
                 reasons=sorted({error.reason.value for error in failed.values()}),
             )
         elif self._peers.answered(participant):
-            self._log.make_due(participant, LEASE_S)
+            self._log.make_due(self._name, participant, LEASE_S)
         return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from tandem.coordinator.decision_log import CHECKS, PRIMARY_KEY
 from tandem.coordinator.errors import (
@@ -58,6 +59,17 @@ def of_phase(tx: Transaction) -> TandemError | None:
             return unknown(tx)
 
 
+E = TypeVar("E", bound=BaseException | None)
+
+
+def mark_spent(tx: Transaction, error: E) -> E:
+    """An id of the caller's that is aborted is used up: no repeat of it can help, only a new id."""
+    if not tx.own_id and tx.phase is Phase.ABORTED and isinstance(error, Fenced | Unavailable):
+        error.retry_after_s = None
+        error.metadata["repeat_with"] = "a new transaction_id"
+    return error
+
+
 def unknown(tx: Transaction) -> OutcomeUnknown:
     """Nobody can say now."""
     return OutcomeUnknown(
@@ -93,7 +105,10 @@ def of_failure(txs: Sequence[Transaction], error: BaseException) -> BaseExceptio
                 "the local transaction was ended inside the block; its own rows may be durable", transaction_id=first.id
             )
         case Reason.WRONG_LOG:
-            return Unavailable("the decision log was renewed meanwhile", transaction_id=first.id)
+            return Unavailable(
+                "its database has another decision log than the coordinator's, or the log was renewed meanwhile",
+                transaction_id=first.id,
+            )
         case reason:
             return TransactionExpired(reason, transaction_id=first.id)
     known = explained(error)

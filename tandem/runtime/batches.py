@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -55,12 +56,14 @@ def redo(
         return [_told(error) for _ in items]
     alone = impatient if impatient is not None and sqlstate(error) == LOCK_NOT_AVAILABLE else work
     until = max(until, time.monotonic() + budget_s / 2)
-    answers: list[Answer | TandemError] = []
-    for item in items:
+    answers: list[Answer | TandemError] = [
+        TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1) for _ in items
+    ]
+    # In any order: where the time is not enough for all, it is not always the same ones that are left.
+    for i in random.sample(range(len(items)), len(items)):
         if time.monotonic() > until:
-            answers.append(TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1))
-        else:
-            answers.extend(_alone(item, alone))
+            break
+        (answers[i],) = _alone(items[i], alone)
     return answers
 
 

@@ -218,7 +218,7 @@ class LocalTransaction:
             if self._open:
                 self._open = False
                 self.connection.exec_driver_sql("ROLLBACK")
-        except (sa.exc.SQLAlchemyError, psycopg2.Error):
+        except Exception:  # a hook of the Engine's owner may raise anything, too
             drop(self.connection)
         finally:
             self._let_go()
@@ -339,9 +339,14 @@ def _nothing() -> None:
 
 
 def drop(connection: Connection) -> None:
-    """Throws the connection away: whatever is open on it ends with it."""
-    if not connection.closed and not connection.invalidated:
+    """Throws the connection away: whatever is open on it ends with it. Never raises."""
+    raw = _raw(connection)
+    if raw is None:
+        return
+    try:
         connection.invalidate()
+    except Exception:  # a hook of the Engine's owner
+        raw.close()
 
 
 def sqlstate(error: BaseException | None) -> str | None:

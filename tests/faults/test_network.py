@@ -666,7 +666,7 @@ def test_recovery(house: House, trouble: Trouble) -> None:
     case = Case(house, members=("ledger", "other"))
     case.committed()
     with road(trouble, house.ledger.server.port) as way, driving(house, way) as coordinator:
-        worker = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
+        worker = Recovery(coordinator)
         way.begin("BatchCommit", deadline_s=TELL_S)
         coordinator.log.retry_now(case.key)
         started = time.monotonic()

@@ -405,7 +405,7 @@ def recovery_claim(place: Place) -> str:
     coordinator, proxy = place.driver()
     proxy.set(silence(is_statement("UPDATE twophase"), for_good=True))
     try:
-        Recovery(coordinator.log, coordinator.participants, coordinator.metrics).run_once()
+        Recovery(coordinator).run_once()
     except (TandemError, sa.exc.SQLAlchemyError) as error:
         return explained(error).reason.value
     return "?"

@@ -176,7 +176,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
                 identity,
                 profiles,
                 coordinator,
-                Recovery(coordinator.log, coordinator.participants, coordinator.metrics),
+                Recovery(coordinator),
                 Sweeper(profiles, resolver, metrics),
                 server,
                 profiles_server,

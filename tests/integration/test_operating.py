@@ -174,7 +174,7 @@ def test_r5_a_delivery_is_given_up(house: House) -> None:
         connection.execute(sa.delete(prepared_transaction).where(prepared_transaction.c.transaction_id == tx.id))
     assert tx.finish() is Outcome.COMMITTED
     log = house.coordinator.log
-    recovery = Recovery(log, house.coordinator.participants, house.coordinator.metrics)
+    recovery = Recovery(house.coordinator)
 
     def parked() -> object:
         row = log.get(tx.key)

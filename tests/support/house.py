@@ -196,7 +196,7 @@ def built(
     )
     CoordinatorServicer(coordinator, DecisionLog(resolving_engine, times)).add_to(server)
     server.start()
-    recovery = Recovery(coordinator.log, coordinator.participants, coordinator.metrics)
+    recovery = Recovery(coordinator)
     closing += [engine.dispose, resolving_engine.dispose, coordinator.close, lambda: server.drain(0)]
     house = House(engine, coordinator, recovery, server, members, times, registry, url, closing)
     try:
