@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
 import protovalidate
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from tandem.runtime.errors import InvalidRequest, Violation
@@ -14,6 +19,9 @@ _validator = protovalidate.Validator()
 
 def violations(message: Message) -> list[Violation]:
     """What is wrong with the message's shape; at most MAX_VIOLATIONS."""
+    too_long = _lists_too_long(message, "")
+    if too_long:
+        return too_long[:MAX_VIOLATIONS]
     found = _validator.collect_violations(message)
     return [
         Violation(_path(v.proto), v.proto.message or f"breaks the rule {v.proto.rule_id}", v.proto.rule_id or "")
@@ -26,6 +34,50 @@ def validate(message: Message) -> None:
     found = violations(message)
     if found:
         raise InvalidRequest(found)
+
+
+class _Nested(NamedTuple):
+    """A field that is a list, or that has lists below it. most: how many items the contract allows; None: any."""
+
+    name: str
+    repeated: bool
+    most: int | None
+    is_message: bool
+
+
+def _lists_too_long(message: Message, path: str) -> list[Violation]:
+    """Lists with more items than their contract allows, found before a rule looks at each item, or at pairs of them."""
+    found: list[Violation] = []
+    for field in _nested(message.DESCRIPTOR):
+        value = getattr(message, field.name)
+        if not field.repeated:
+            if message.HasField(field.name):
+                found += _lists_too_long(value, f"{path}{field.name}.")
+        elif field.most is not None and len(value) > field.most:
+            found.append(Violation(path + field.name, f"must hold at most {field.most} items", "repeated.max_items"))
+        elif field.is_message:
+            for position, item in enumerate(value):
+                found += _lists_too_long(item, f"{path}{field.name}[{position}].")
+    return found
+
+
+@cache
+def _nested(descriptor: Descriptor) -> Sequence[_Nested]:
+    """The fields of a message that `_lists_too_long` must look at. Only in messages of ours: they nest in no circle."""
+    fields = []
+    for field in descriptor.fields:
+        below = field.message_type is not None and field.message_type.full_name.startswith("tandem.")
+        is_message = below and bool(_nested(field.message_type))
+        if field.is_repeated or is_message:
+            fields.append(_Nested(field.name, field.is_repeated, _most(field), is_message))
+    return tuple(fields)
+
+
+def _most(field: FieldDescriptor) -> int | None:
+    for extension, rules in field.GetOptions().ListFields():
+        if extension.full_name == "buf.validate.field" and rules.repeated.HasField("max_items"):
+            return int(rules.repeated.max_items)
+    return None
 
 
 def _path(violation: protovalidate.ViolationPb) -> str:

@@ -14,7 +14,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from tandem.profiles.v1 import person_pb2
+from tandem.profiles.v1 import business_pb2, person_pb2
+from tandem.runtime.validation import _nested, violations
 from tandem.v1 import participant_pb2, transaction_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +116,26 @@ def _prepare() -> participant_pb2.PrepareRequest:
         driver_deadline=Duration(seconds=7),
         writes=[write],
     )
+
+
+def test_what_is_too_long_is_refused_before_each_item_is_looked_at() -> None:
+    """R16: a list of 40,000 costs its sender more than its reader; the field and its limit are named."""
+    person = person_pb2.Person(postal_addresses=[{}] * 40_000, tax_identifiers=[{}] * 40_000)
+    business = business_pb2.Business(people=[{}] * 40_000)
+    assert [(one.field, one.rule) for one in [*violations(person), *violations(business)]] == [
+        ("postal_addresses", "repeated.max_items"),
+        ("tax_identifiers", "repeated.max_items"),
+        ("people", "repeated.max_items"),
+    ]
+
+
+def test_every_list_of_a_request_has_a_limit() -> None:
+    """R16: or the one above would be an exception."""
+    answers = ("Response", "Result", "DecisionRecord", "identity.v1.Business")
+    unlimited = [
+        f"{descriptor.full_name}.{field.name}"
+        for descriptor in _all_messages()
+        for field in _nested(descriptor)
+        if field.repeated and field.most is None and not descriptor.full_name.endswith(answers)
+    ]
+    assert unlimited == []
