@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from profiles_server import publishing
 from profiles_server import tables as t
-from profiles_server.staging import Asked, Obstacle, insert_prepared, obstacles, over_quota
+from profiles_server.staging import Asked, Obstacle, insert_prepared, lock_businesses, obstacles, over_quota
 from profiles_server.writes import Claim, Content, read
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging, Write
 from tandem.runtime.errors import InvalidRequest, Reason, Violation
@@ -52,12 +52,13 @@ class ProfilesResource:
                 found[staging.key].append(HeldBy(holder))
                 deferred.append(staging)
         asked, waiting = _rows(tried), _rows(deferred)
+        lock_businesses(connection, asked[t.business_person])
         missing = {table: insert_prepared(connection, table, asked[table]) for table in asked}
         for table, rows in missing.items():
             for key, obstacle in obstacles(connection, table, rows, never_tried=waiting[table]):
                 found[key].append(obstacle)
-        for key, refusal in over_quota(connection, asked[t.business_person]):
-            found[key].append(refusal)
+        for key, obstacle in over_quota(connection, asked[t.business_person]):
+            found[key].append(obstacle)
         return [min(found[one.key], key=_weight) if one.key in found else Accepted() for one in stagings]
 
     def publish(self, connection: Connection, keys: Sequence[TransactionKey]) -> Mapping[TransactionKey, int]:

@@ -113,17 +113,44 @@ def obstacles(
     return found
 
 
-def over_quota(connection: Connection, roles: Sequence[Asked]) -> list[tuple[TransactionKey, Refused]]:
-    """Those of these staged roles whose business, which was there before, has more people now than it may have (R6)."""
-    added = [one for one in roles if not one.with_business]
-    if not added:
+def lock_businesses(connection: Connection, roles: Sequence[Asked]) -> None:
+    """Has those that add people to one business take turns until they commit, so that its places are counted once."""
+    ids = sorted({str(one.row["business_id"]) for one in roles if not one.with_business})
+    if ids:
+        connection.execute(_LOCK, {"ids": ids})
+
+
+def over_quota(connection: Connection, roles: Sequence[Asked]) -> list[tuple[TransactionKey, Obstacle]]:
+    """What stands in the way of staged roles whose business, which was there before, has no place for them (R6).
+
+    Active people: a refusal. People who are only prepared, a neighbour's in this batch included: nobody can know yet.
+    """
+    adding: dict[str, dict[TransactionKey, list[Asked]]] = {}
+    for one in roles:
+        if not one.with_business:
+            adding.setdefault(str(one.row["business_id"]), {}).setdefault(one.key, []).append(one)
+    if not adding:
         return []
-    full = set(connection.execute(_FULL, {"ids": sorted({str(one.row["business_id"]) for one in added})}).scalars())
-    return [
-        (one.key, Refused(InvalidRequest([Violation(f"writes[{one.write}].business_id", _QUOTA, "business.people")])))
-        for one in added
-        if str(one.row["business_id"]) in {str(id_) for id_ in full}
-    ]
+    full = [str(id_) for id_ in connection.execute(_FULL, {"ids": sorted(adding)}).scalars()]
+    taken: dict[str, int] = dict.fromkeys(full, 0)
+    reserved: dict[str, list[TransactionKey]] = {id_: [] for id_ in full}
+    for row in connection.execute(_PLACES, {"ids": full}) if full else ():
+        id_, key = str(row.business_id), TransactionKey(row.coordinator, row.transaction_id)
+        if row.state == t.ACTIVE:
+            taken[id_] += row.n
+        elif key not in adding[id_]:
+            reserved[id_] += [key] * row.n
+    found: list[tuple[TransactionKey, Obstacle]] = []
+    for id_ in full:
+        for key, mine in sorted(adding[id_].items()):
+            if taken[id_] + len(mine) > MAX_PEOPLE:
+                field = f"writes[{mine[0].write}].business_id"
+                found.append((key, Refused(InvalidRequest([Violation(field, _QUOTA, "business.people")]))))
+            elif taken[id_] + len(reserved[id_]) + len(mine) > MAX_PEOPLE:
+                found.append((key, HeldBy(reserved[id_][0])))
+            else:
+                reserved[id_] += [key] * len(mine)
+    return found
 
 
 # --- statements -----------------------------------------------------------------------------------------------
@@ -174,18 +201,25 @@ def _holders(table: sa.Table) -> sa.Executable:
     )
 
 
-def _full() -> sa.Executable:
-    role = t.business_person.c
-    ids = sa.bindparam("ids", type_=ARRAY(sa.UUID))
-    return (
-        sa.select(role.business_id)
-        .where(role.business_id == sa.func.any(ids))
-        .group_by(role.business_id)
-        .having(sa.func.count() > MAX_PEOPLE)
-    )
-
-
-_FULL = _full()
+_IDS = sa.bindparam("ids", type_=ARRAY(sa.UUID))
+_ROLE = t.business_person.c
+_FULL = (
+    sa.select(_ROLE.business_id)
+    .where(_ROLE.business_id == sa.func.any(_IDS))
+    .group_by(_ROLE.business_id)
+    .having(sa.func.count() > MAX_PEOPLE)
+)
+_PLACES = (
+    sa.select(_ROLE.business_id, _ROLE.state, _ROLE.coordinator, _ROLE.transaction_id, sa.func.count().label("n"))
+    .where(_ROLE.business_id == sa.func.any(_IDS))
+    .group_by(_ROLE.business_id, _ROLE.state, _ROLE.coordinator, _ROLE.transaction_id)
+)
+_LOCK = (
+    sa.select(t.business.c.business_id)
+    .where(t.business.c.business_id == sa.func.any(_IDS))
+    .order_by(t.business.c.business_id)
+    .with_for_update(key_share=True)
+)
 _INSERTS = {table: _insert(table) for table in _UNIQUE}
 _HOLDERS = {table: _holders(table) for table in _UNIQUE}
 

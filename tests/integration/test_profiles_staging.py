@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from profiles_server import reading
-from tandem.participant.participant import Ask, Participant, Yes
+from tandem.participant.participant import Ask, HeldByAnother, Participant, Yes
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging
 from tandem.profiles.v1 import business_pb2
 from tandem.runtime.database import local_transaction
@@ -458,10 +458,28 @@ def test_a_business_has_a_thousand_people_at_most(profiles_engine: Engine, profi
     (yes,) = profiles_participant.prepare([last])
     assert isinstance(yes, Yes)
     neighbour = ask(person())
-    refused, other = profiles_participant.prepare([over, neighbour])
+    held, other = profiles_participant.prepare([over, neighbour])
     assert isinstance(other, Yes)
+    assert isinstance(held, HeldByAnother), "the last place is reserved: nobody can know yet"
+    assert held.holder == last.key
+    assert profiles_participant.commit([last.key], BY) == [None]
+    (refused,) = profiles_participant.prepare([over])
     assert isinstance(refused, InvalidRequest)
     assert [violation.field for violation in refused.violations] == ["writes[0].business_id"]
-    assert profiles_participant.abort([last.key], BY) == [None]
-    (again,) = profiles_participant.prepare([over])
-    assert isinstance(again, Yes)
+
+
+def test_the_last_place_is_given_once(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """R6: of two in one batch, or at the same moment, one gets it, the other is told to wait; aborted: free."""
+    firm = registered(people=people(business_pb2.ROLE_OWNER))
+    key = create(profiles_participant, firm)
+    with profiles_engine.begin() as connection:
+        connection.execute(
+            sa.text(MORE_PEOPLE),
+            {"id": firm.business_id, "coordinator": key.coordinator, "transaction": key.transaction_id},
+        )
+    for round_ in range(20):
+        pair = [ask(relation(firm.business_id)), ask(relation(firm.business_id))]
+        votes = profiles_participant.prepare(pair) if round_ % 2 else race(profiles_participant, *pair)
+        assert sorted(type(vote).__name__ for vote in votes) == ["HeldByAnother", "Yes"], round_
+        winner = pair[[isinstance(vote, Yes) for vote in votes].index(True)]
+        assert profiles_participant.abort([winner.key], BY) == [None]
