@@ -158,7 +158,8 @@ class DecisionLog:
             looked.update(self._read(connection, ordered))
         undecided = [key for key, what in looked.items() if what is Standing.UNDECIDED]
         if fence and undecided:
-            fenced = redo(undecided, self._fence, impatient=partial(self._fence, limits=IMPATIENT), budget_s=BUDGET_S)
+            impatient = partial(self._fence, limits=IMPATIENT)
+            fenced = redo(undecided, self._fence, impatient=impatient, budget_s=BUDGET_S)
             for key, what in zip(undecided, fenced, strict=True):
                 in_progress = isinstance(what, TandemError) and what.reason is Reason.IN_PROGRESS
                 looked[key] = Standing.IN_PROGRESS if in_progress else what

@@ -55,7 +55,7 @@ def transactions_cli(process: str, open_participant: Open) -> typer.Typer:
             if forced.done:
                 print("the sweeper goes on asking for the decision: if that is another, it is parked and counted")
 
-    @cli.command(help="Close a parked transaction that has ended: what was wrong with it was put right by hand.")
+    @cli.command(help="Ask no more about a forced transaction: it was put right by hand, or nobody will ever answer.")
     def close(transaction: Key, reason: Why, actor: Actor = "") -> None:
         """Takes it off the list."""
         with plainly(process), open_participant() as participant:

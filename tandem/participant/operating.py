@@ -80,12 +80,13 @@ def retry(participant: Participant, key: TransactionKey, operator: Operator) -> 
 
 
 def close(participant: Participant, key: TransactionKey, operator: Operator) -> None:
-    """Ends the waiting for a person: the contradiction was put right by hand. The outcome stays what it is.
+    """Ends the asking for a decision: the contradiction was put right by hand, or the coordinator will never answer.
 
-    Raises NOT_FOUND, or INVALID_REQUEST for what is not parked, or still prepared (force it first).
+    The outcome stays what it is. Raises NOT_FOUND, or INVALID_REQUEST for what is confirmed, or still prepared: force
+    it first.
     """
-    parked = sa.and_(t.c.state != State.PREPARED.value, ~t.c.confirmed, t.c.parked.is_not(None))
-    _change(participant, key, operator, "close", parked, parked=None, confirmed=True, next_attempt_at=None)
+    forced = sa.and_(t.c.state != State.PREPARED.value, ~t.c.confirmed)
+    _change(participant, key, operator, "close", forced, parked=None, confirmed=True, next_attempt_at=None)
 
 
 def _change(

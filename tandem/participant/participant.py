@@ -30,8 +30,11 @@ from tandem.runtime.times import Times
 
 log = logger("tandem.participant")
 
+TOGETHER = Limits(lock_timeout_ms=300)
+"""For a batch: each of its items waits for the slowest lock."""
+
 IMPATIENT = Limits(lock_timeout_ms=100)
-"""For one item of a batch in which some rows are locked."""
+"""For the pieces of a batch in which some rows are locked."""
 
 MAX_STAGE_ROUNDS = 3
 """How often staging is repeated for those that were in the way of each other inside one batch."""
@@ -174,7 +177,7 @@ class Participant:
     def _prepare(self, batch: Sequence[_Ready], *, limits: Limits | None = None) -> list[Yes | TandemError]:
         """One local transaction: the transactions' rows, then their entities (R7)."""
         answers: dict[TransactionKey, Yes | TandemError] = {}
-        with local_transaction(self.engine, limits) as connection:
+        with local_transaction(self.engine, limits or _limits(batch)) as connection:
             inserted = rows.insert(connection, [r.row() for r in batch], retention_ms=self.times.retention_ms)
             read = rows.read(connection, [r.key for r in batch if r.key not in inserted])
             for r in batch:
@@ -253,7 +256,9 @@ class Participant:
             except TandemError as error:
                 wrong[key] = error
         rest = sorted({key for key in keys if key not in wrong})
-        ended = redo(rest, lambda batch: work(batch, by, Limits()), impatient=lambda batch: work(batch, by, IMPATIENT))
+        ended = redo(
+            rest, lambda batch: work(batch, by, _limits(batch)), impatient=lambda batch: work(batch, by, IMPATIENT)
+        )
         done = dict(zip(rest, ended, strict=True))
         answers = [wrong[key] if key in wrong else done[key] for key in keys]
         for key, answer in zip(keys, answers, strict=True):
@@ -357,6 +362,10 @@ _SENTENCES = {
     Reason.ALREADY_COMMITTED: "the transaction is committed here",
     Reason.ALREADY_ABORTED: "the transaction is aborted here",
 }
+
+
+def _limits(batch: Sequence[object]) -> Limits:
+    return TOGETHER if len(batch) > 1 else Limits()
 
 
 def _in_progress(key: TransactionKey) -> TandemError:

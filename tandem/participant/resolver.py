@@ -7,9 +7,11 @@ transaction is open while a coordinator is asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import queue
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -59,6 +61,47 @@ def in_doubt(row: Row[Any]) -> InDoubt:
     )
 
 
+Settled = dict[TransactionKey, Outcome | TandemError]
+"""What became of each: an outcome, applied where it is one; or why not."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A Resolve that is under way."""
+
+    coordinator: str
+    batch: Sequence[InDoubt]
+    call: Any
+
+    def answers(self) -> list[Outcome | TandemError]:
+        """Waits for them. Raises TandemError if there are none."""
+        try:
+            response = self.call.result()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except grpc.FutureCancelledError:
+            raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
+        if len(response.results) != len(self.batch):
+            raise TandemError("the coordinator answered another number of questions", reason=Reason.INTERNAL)
+        return [
+            from_status(result.status) if result.status.code else _OUTCOMES.get(result.outcome, _NO_ANSWER)
+            for result in response.results
+        ]
+
+
+def _as_they_come(asked: Sequence[_Asked]) -> Iterator[_Asked]:
+    """The quick ones first. Each ends by its deadline, so this ends."""
+    done: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+    for one in asked:
+        one.call.add_done_callback(partial(_put, done, one))
+    for _ in asked:
+        yield done.get()
+
+
+def _put(done: queue.SimpleQueue[_Asked], one: _Asked, _: object) -> None:
+    done.put(one)
+
+
 class Resolver:
     """Clients of the coordinators.
 
@@ -78,12 +121,10 @@ class Resolver:
         self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float = math.inf
     ) -> list[Outcome | TandemError]:
         """What this coordinator decided for each. Raises TandemError if it can't be asked at all."""
-        return self._asked(coordinator, batch, fence=fence, timeout_s=timeout_s)()
+        return self._asked(coordinator, batch, fence=fence, timeout_s=timeout_s).answers()
 
-    def _asked(
-        self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float
-    ) -> Callable[[], list[Outcome | TandemError]]:
-        """Sends the questions; what it returns waits for the answers, as `ask` does."""
+    def _asked(self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float) -> _Asked:
+        """Sends the questions."""
         stub = self._stubs.get(coordinator)
         if stub is None:
             raise TandemError("this coordinator is not configured", reason=Reason.COORDINATOR_UNKNOWN)
@@ -100,36 +141,30 @@ class Resolver:
             call = stub.Resolve.future(request, timeout=min(self._timeout_s, timeout_s))
         except ValueError:
             raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
-
-        def answers() -> list[Outcome | TandemError]:
-            try:
-                response = call.result()
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
-            except grpc.FutureCancelledError:
-                raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
-            if len(response.results) != len(batch):
-                raise TandemError("the coordinator answered another number of questions", reason=Reason.INTERNAL)
-            return [
-                from_status(result.status) if result.status.code else _OUTCOMES.get(result.outcome, _NO_ANSWER)
-                for result in response.results
-            ]
-
-        return answers
+        return _Asked(coordinator, batch, call)
 
     def settle(
-        self, batch: Sequence[InDoubt], *, fence: bool, by: ResolvedBy, timeout_s: float = math.inf
-    ) -> dict[TransactionKey, Outcome | TandemError]:
-        """Asks for each and applies COMMITTED and ABORTED; anything else changes nothing (R9).
+        self, batches: Mapping[str, Sequence[InDoubt]], *, by: ResolvedBy, timeout_s: float = math.inf
+    ) -> Iterator[tuple[str, Sequence[InDoubt], Settled | TandemError]]:
+        """Asks each coordinator for its batch, with a fence, all at once; applies COMMITTED and ABORTED.
 
-        The batch is one coordinator's. An outcome that could not be applied is answered with the error. Raises
-        TandemError if the coordinator can't be asked.
+        Anything else changes nothing (R9). Gives (coordinator, batch, answers) as they come: one that hangs holds up
+        nobody. An outcome that could not be applied is answered with its error; an error instead of the answers: the
+        coordinator can't be asked.
         """
-        return self._apply(batch, self.ask(batch[0].key.coordinator, batch, fence=fence, timeout_s=timeout_s), by)
+        asked: list[_Asked] = []
+        for coordinator, batch in batches.items():
+            try:
+                asked.append(self._asked(coordinator, batch, fence=True, timeout_s=timeout_s))
+            except TandemError as error:
+                yield coordinator, batch, error
+        for one in _as_they_come(asked):
+            try:
+                yield one.coordinator, one.batch, self._apply(one.batch, one.answers(), by)
+            except TandemError as error:
+                yield one.coordinator, one.batch, error
 
-    def _apply(
-        self, batch: Sequence[InDoubt], answers: Sequence[Outcome | TandemError], by: ResolvedBy
-    ) -> dict[TransactionKey, Outcome | TandemError]:
+    def _apply(self, batch: Sequence[InDoubt], answers: Sequence[Outcome | TandemError], by: ResolvedBy) -> Settled:
         failpoint(f"{by.value}.after_resolve")
         settled = {item.key: answer for item, answer in zip(batch, answers, strict=True)}
         for outcome, apply in (
@@ -150,7 +185,7 @@ class Resolver:
         by: ResolvedBy,
         timeout_s: float,
         fence_after_s: float | None = None,
-    ) -> dict[TransactionKey, Outcome | TandemError]:
+    ) -> Settled:
         """Resolves transactions whose prepared rows somebody has met (R10): all coordinators at once, in `timeout_s`.
 
         fence_after_s: those prepared longer ago are fenced if they are undecided; None: none is. COMMITTED and ABORTED
@@ -159,7 +194,7 @@ class Resolver:
         with local_transaction(self._participant.engine) as connection:
             found = rows.met(connection, sorted(keys))
         # What has ended meanwhile, or went with a no vote, needs nobody's answer.
-        outcomes: dict[TransactionKey, Outcome | TandemError] = dict.fromkeys(keys, Outcome.ABORTED)
+        outcomes: Settled = dict.fromkeys(keys, Outcome.ABORTED)
         asked: dict[tuple[str, bool], list[InDoubt]] = {}
         for row in found:
             key = TransactionKey(row.coordinator, row.transaction_id)
@@ -168,19 +203,19 @@ class Resolver:
                 asked.setdefault((row.coordinator, fence), []).append(in_doubt(row))
             elif row.state == State.COMMITTED:
                 outcomes[key] = Outcome.COMMITTED
-        started: list[tuple[Sequence[InDoubt], Callable[[], list[Outcome | TandemError]]]] = []
+        started: list[_Asked] = []
         for (coordinator, fence), questions in sorted(asked.items()):
             for first in range(0, len(questions), MAX_QUESTIONS):
                 some = questions[first : first + MAX_QUESTIONS]
                 try:
-                    started.append((some, self._asked(coordinator, some, fence=fence, timeout_s=timeout_s)))
+                    started.append(self._asked(coordinator, some, fence=fence, timeout_s=timeout_s))
                 except TandemError as error:
                     outcomes |= {item.key: error for item in some}
-        for batch, answers in started:
+        for one in _as_they_come(started):
             try:
-                outcomes |= self._apply(batch, answers(), by)
+                outcomes |= self._apply(one.batch, one.answers(), by)
             except TandemError as error:
-                outcomes |= {item.key: error for item in batch}
+                outcomes |= {item.key: error for item in one.batch}
         return outcomes
 
     def close(self) -> None:

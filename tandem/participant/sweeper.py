@@ -6,12 +6,14 @@ comes back to it. Any number of sweepers may run (R11).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, Row
 
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.resolver import InDoubt, Outcome, Resolver, in_doubt
@@ -28,6 +30,9 @@ log = logger("tandem.sweeper")
 
 LEASE_S = 5.0
 """For how long a claimed row is left alone by others; above one Resolve and its application."""
+
+PROBE_S = 1.5
+"""For one question to a coordinator that did not answer the last time: what is due of others waits for it."""
 
 MAX_ROUNDS = 100
 """Batches in one run; what is left waits for the next."""
@@ -68,8 +73,8 @@ class Sweeper:
         probes = self._peers.due_probes()
         # A peer that hangs costs its probe the whole deadline: the others don't wait for that.
         ended = self._sweep_healthy()
-        for coordinator in probes:
-            ended += self._sweep([t.c.coordinator == coordinator], limit=1, probe=True)[1]
+        probing = [row for peer in probes for row in self._claim([t.c.coordinator == peer], limit=1, probe=True)]
+        ended += self._settle(probing, timeout_s=PROBE_S)
         if set(probes) - set(self._peers.failing()):
             ended += self._sweep_healthy()
         self._metrics.sweep_last_success.set(self._clock())
@@ -79,52 +84,51 @@ class Sweeper:
         """Everything that is due and whose coordinator is not known to fail: how many it ended."""
         ended = 0
         for _ in range(MAX_ROUNDS):
-            healthy = t.c.coordinator.not_in(self._peers.failing())
-            claimed, some = self._sweep([healthy], limit=self._batch)
-            ended += some
-            if claimed < self._batch:
+            claimed = self._claim([t.c.coordinator.not_in(self._peers.failing())], limit=self._batch)
+            ended += self._settle(claimed)
+            if len(claimed) < self._batch:
                 break
         return ended
 
-    def _sweep(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int, probe: bool = False) -> tuple[int, int]:
-        """Claims once and settles what was claimed: (claimed, ended)."""
+    def _claim(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int, probe: bool = False) -> Sequence[Row[Any]]:
+        """Takes what is due."""
         waiting = [~t.c.confirmed, t.c.parked.is_(None), *due]
         rows = claim(self._engine, t, due=waiting, limit=limit, lease_s=LEASE_S, probe=probe)
         self._metrics.sweep_claimed.inc(len(rows))
         failpoint("sweeper.after_claim")
-        batches: dict[str, list[InDoubt]] = defaultdict(list)
-        for row in rows:
-            batches[row.coordinator].append(in_doubt(row))
-        ended = 0
-        for coordinator, batch in sorted(batches.items()):
-            ended += self._settle_all(coordinator, batch)
-        return len(rows), ended
+        return rows
 
-    def _settle_all(self, coordinator: str, batch: Sequence[InDoubt]) -> int:
-        """In as large pieces as this coordinator copes with: half as large after a failure, twice after a success."""
+    def _settle(self, rows: Sequence[Row[Any]], *, timeout_s: float = math.inf) -> int:
+        """Asks all coordinators at once, each in as large pieces as it copes with; how many were ended.
+
+        A piece is half as large after a failure, and twice as large after a success.
+        """
+        left: dict[str, list[InDoubt]] = defaultdict(list)
+        for row in rows:
+            left[row.coordinator].append(in_doubt(row))
         ended = 0
-        left = list(batch)
         while left:
-            size = self._pieces.get(coordinator, self._batch)
-            piece, left = left[:size], left[size:]
-            settled = self._settle(coordinator, piece)
-            if settled is None:
-                self._pieces[coordinator] = max(size // 2, 1)
-                break  # its lease runs out; what was not asked for yet is probed with the rest
-            if len(piece) == size:
-                self._pieces[coordinator] = min(2 * size, self._batch)
-            ended += settled
+            pieces = {peer: batch[: self._pieces.get(peer, self._batch)] for peer, batch in left.items()}
+            for peer, piece, answers in self._resolver.settle(pieces, by=ResolvedBy.SWEEPER, timeout_s=timeout_s):
+                if isinstance(answers, TandemError):
+                    self._can_not_ask(peer, piece, answers)
+                    del left[peer]  # their lease runs out; what was not asked for yet is probed with the rest
+                    continue
+                if len(piece) == self._pieces.get(peer, self._batch):
+                    self._pieces[peer] = min(2 * len(piece), self._batch)
+                ended += self._note(peer, answers)
+                left[peer] = left[peer][len(piece) :]
+            left = {peer: batch for peer, batch in left.items() if batch}
         return ended
 
-    def _settle(self, coordinator: str, batch: Sequence[InDoubt]) -> int | None:
-        """Asks and applies: how many it ended; None if the coordinator can't be asked."""
-        try:
-            answers = self._resolver.settle(batch, fence=True, by=ResolvedBy.SWEEPER)
-        except TandemError as error:
-            self._peers.failed(coordinator)
-            self._left([item.key for item in batch], error.reason.value)
-            log.warning("coordinator can't be asked", coordinator=coordinator, reason=error.reason.value)
-            return None
+    def _can_not_ask(self, coordinator: str, batch: Sequence[InDoubt], error: TandemError) -> None:
+        self._pieces[coordinator] = max(len(batch) // 2, 1)
+        self._peers.failed(coordinator)
+        self._left([item.key for item in batch], error.reason.value)
+        log.warning("coordinator can't be asked", coordinator=coordinator, reason=error.reason.value)
+
+    def _note(self, coordinator: str, answers: Mapping[TransactionKey, Outcome | TandemError]) -> int:
+        """Writes down what could not be ended, and why; how many were."""
         left: dict[str, list[TransactionKey]] = defaultdict(list)
         for key, answer in answers.items():
             if answer is Outcome.EXPIRED:

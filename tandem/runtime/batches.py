@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import TypeVar
 
 import psycopg2
@@ -18,6 +19,9 @@ log = logger("tandem.batches")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+SINGLY = 8
+"""So few are redone one by one."""
 
 WHOLE_ATTEMPTS = 3
 """How often a batch is sent whole when it deadlocks with another."""
@@ -35,12 +39,13 @@ def redo(
     """`work(items)`, an answer an item; each item whose answer can't be had gets the error instead.
 
     work: one local transaction; it either commits all its answers or raises and changes nothing.
-    A deadlock or serialization failure redoes the batch whole, then one by one; any other error that a single
-    item can cause goes to one by one at once. A database that is away fails all of them without trying each.
-    impatient: the same with a short lock timeout, for one by one after a lock that did not come free: a few locked
+    A deadlock or serialization failure redoes the batch whole, then in pieces, the last of them single items; any other
+    error that a single item can cause goes to the pieces at once. A database that is away fails all of them without
+    trying each.
+    impatient: the same with a short lock timeout, for what is tried after a lock that did not come free: a few locked
     rows must not use up everybody's time.
     budget_s: no item is tried again after this many seconds; those left are IN_PROGRESS. Where the batch as a whole has
-    used it up, half as long is left for one by one, so that each call gets something done.
+    used it up, half as long is left for the pieces, so that each call gets something done.
     """
     until = time.monotonic() + budget_s
     error: Exception | None = None
@@ -54,27 +59,52 @@ def redo(
     assert error is not None
     if len(items) <= 1 or _is_away(error):
         return [_told(error) for _ in items]
-    alone = impatient if impatient is not None and sqlstate(error) == LOCK_NOT_AVAILABLE else work
     until = max(until, time.monotonic() + budget_s / 2)
-    answers: list[Answer | TandemError] = [
-        TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1) for _ in items
-    ]
+    return _in_pieces(items, work, impatient or work, until, after=error)
+
+
+def _in_pieces(
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], Sequence[Answer]],
+    impatient: Callable[[Sequence[Item]], Sequence[Answer]],
+    until: float,
+    *,
+    after: Exception,
+) -> list[Answer | TandemError]:
+    """Root-of-n pieces of what has failed as one (`after`): most of them hold nothing that is in anybody's way."""
+    if sqlstate(after) == LOCK_NOT_AVAILABLE:
+        work = impatient
+    size = isqrt(len(items)) if len(items) > SINGLY else 1
+    pieces = [range(first, min(first + size, len(items))) for first in range(0, len(items), size)]
+    answers: list[Answer | TandemError] = [_not_reached() for _ in items]
     # In any order: where the time is not enough for all, it is not always the same ones that are left.
-    for i in random.sample(range(len(items)), len(items)):
+    for piece in random.sample(pieces, len(pieces)):
         if time.monotonic() > until:
             break
-        (answers[i],) = _alone(items[i], alone)
+        some = [items[i] for i in piece]
+        try:
+            answered: Sequence[Answer | TandemError] = _twice(some, work)
+        except Exception as error:  # as above
+            if len(some) == 1 or _is_away(error):
+                answered = [_told(error) for _ in some]
+            else:
+                answered = _in_pieces(some, work, impatient, until, after=error)
+        for i, answer in zip(piece, answered, strict=True):
+            answers[i] = answer
     return answers
 
 
-def _alone(item: Item, work: Callable[[Sequence[Item]], Sequence[Answer]]) -> Sequence[Answer] | Sequence[TandemError]:
-    for last in (False, True):
-        try:
-            return work([item])
-        except Exception as error:  # as above
-            if last or not is_serialization_failure(error):
-                return [_told(error)]
-    raise AssertionError("unreachable")
+def _twice(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Answer]]) -> Sequence[Answer]:
+    try:
+        return work(items)
+    except Exception as error:
+        if not is_serialization_failure(error):
+            raise
+        return work(items)
+
+
+def _not_reached() -> TandemError:
+    return TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1)
 
 
 def _told(error: Exception) -> TandemError:

@@ -14,6 +14,9 @@ from tandem.runtime.errors import InvalidRequest, Violation
 
 MAX_VIOLATIONS = 20
 
+IGNORE_ALWAYS = 3
+"""Of buf.validate.Ignore."""
+
 _validator = protovalidate.Validator()
 
 
@@ -67,17 +70,20 @@ def _nested(descriptor: Descriptor) -> Sequence[_Nested]:
     fields = []
     for field in descriptor.fields:
         below = field.message_type is not None and field.message_type.full_name.startswith("tandem.")
-        is_message = below and bool(_nested(field.message_type))
+        most, ignored = _limits(field)
+        is_message = below and not ignored and bool(_nested(field.message_type))
         if field.is_repeated or is_message:
-            fields.append(_Nested(field.name, field.is_repeated, _most(field), is_message))
+            fields.append(_Nested(field.name, field.is_repeated, most, is_message))
     return tuple(fields)
 
 
-def _most(field: FieldDescriptor) -> int | None:
+def _limits(field: FieldDescriptor) -> tuple[int | None, bool]:
+    """How many items a list may have, and whether the contract leaves what is in it to be validated by itself."""
     for extension, rules in field.GetOptions().ListFields():
-        if extension.full_name == "buf.validate.field" and rules.repeated.HasField("max_items"):
-            return int(rules.repeated.max_items)
-    return None
+        if extension.full_name == "buf.validate.field":
+            most = int(rules.repeated.max_items) if rules.repeated.HasField("max_items") else None
+            return most, IGNORE_ALWAYS in (rules.ignore, rules.repeated.items.ignore)
+    return None, False
 
 
 def _path(violation: protovalidate.ViolationPb) -> str:

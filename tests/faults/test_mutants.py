@@ -39,15 +39,15 @@ MUTANTS = (
     Mutant(
         "a sweeper that deletes by age",
         "tandem/participant/sweeper.py",
-        "answers = self._resolver.settle(batch, fence=True, by=ResolvedBy.SWEEPER)",
-        "self._resolver._participant.abort([item.key for item in batch], ResolvedBy.SWEEPER)\n"
-        "            answers = {item.key: Outcome.ABORTED for item in batch}",
+        "self._resolver.settle(pieces, by=ResolvedBy.SWEEPER, timeout_s=timeout_s)",
+        "[(peer, piece, self._resolver._participant.abort([one.key for one in piece], ResolvedBy.SWEEPER)"
+        " and {one.key: Outcome.ABORTED for one in piece}) for peer, piece in pieces.items()]",
         (RULES, "r9"),
     ),
     Mutant(
         "Resolve without fence",
         "tandem/coordinator/decision_log.py",
-        "fenced = redo(undecided, self._fence, budget_s=BUDGET_S)",
+        "fenced = redo(undecided, self._fence, impatient=impatient, budget_s=BUDGET_S)",
         "fenced = [Decided(Outcome.ABORTED, {}, ()) for _ in undecided]",
         (DECISION, "r4 or r3"),
     ),
