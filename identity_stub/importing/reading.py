@@ -87,37 +87,64 @@ def _read(
 ) -> Iterator[Row[P] | Rejected]:
     """Raises ConfigurationError where the file as a whole can't be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            missing = [column for column in columns if column not in header]
-            if missing:
-                raise ConfigurationError(f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-            lines: dict[str, int] = {}
-            before = reader.line_num
-            for cells in reader:
-                line, before = before + 1, reader.line_num
-                if cells:
-                    yield _row(line, dict(zip(header, cells, strict=False)), len(cells) == len(header), key, lines,
-                               translate)  # fmt: skip
+        # What is no UTF-8 becomes lone surrogates, by which its row is known.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = file.readlines()
     except OSError as error:
         raise ConfigurationError(f"{path.name} can't be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise ConfigurationError(f"{path.name} is not a CSV file in UTF-8") from None
+    records = _records(lines)
+    header = next(records, (1, []))[1]
+    if isinstance(header, str):
+        raise ConfigurationError(f"{path.name} is not a CSV file in UTF-8: its header {header}")
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise ConfigurationError(f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    first_of: dict[str, int] = {}
+    for line, cells in records:
+        if isinstance(cells, str):
+            yield Rejected(line, cells)
+        elif len(cells) != len(header):
+            yield Rejected(line, "has more or fewer cells than the header")
+        else:
+            yield _row(line, dict(zip(header, cells, strict=True)), key, first_of, translate)
+
+
+def _records(lines: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
+    """(line, from 1; the cells, or why there are none) of each record that is not empty. A record may have many lines.
+
+    One that can't be read takes its first line only: what follows may be well.
+    """
+    at = 0
+    while at < len(lines):
+        reader = csv.reader(lines[at:], strict=True)
+        before = 0
+        try:
+            for cells in reader:
+                if cells:
+                    yield at + before + 1, _readable(cells)
+                before = reader.line_num
+            return
+        except csv.Error:
+            yield at + before + 1, "is no row of a CSV file: its quotation marks don't match, or a cell is too long"
+            at += before + 1
+
+
+def _readable(cells: list[str]) -> list[str] | str:
+    text = "".join(cells)
+    if any("\udc80" <= character <= "\udcff" for character in text):
+        return "is not in UTF-8"
+    return "holds a NUL character" if "\0" in text else cells
 
 
 def _row(
     line: int,
     cells: Mapping[str, str],
-    is_whole: bool,
     key: str,
-    lines: dict[str, int],
+    first_of: dict[str, int],
     translate: Callable[[int, Mapping[str, str]], Row[P]],
 ) -> Row[P] | Rejected:
-    if not is_whole:
-        return Rejected(line, "has more or fewer cells than the header")
     cells = {column: cell.strip() for column, cell in cells.items()}
-    first = lines.setdefault(cells[key], line)
+    first = first_of.setdefault(cells[key], line)
     if first != line:
         return Rejected(line, f"{key} is the same as in line {first}")
     try:

@@ -161,17 +161,31 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="lacks the columns bioguide, "):
         read_persons(DATA / "businesses.csv")
     latin = tmp_path / "latin.csv"
-    latin.write_bytes((DATA / "persons.csv").read_text(encoding="utf-8").encode("latin-1"))
-    with pytest.raises(ConfigurationError, match="not a CSV file in UTF-8"):
+    latin.write_bytes((DATA / "persons.csv").read_text(encoding="utf-8").replace("given_name", "né").encode("latin-1"))
+    with pytest.raises(ConfigurationError, match="its header is not in UTF-8"):
         read_persons(latin)
 
-    doubled = tmp_path / "doubled.csv"
-    first = (DATA / "persons.csv").read_text(encoding="utf-8").splitlines()[:2]
-    doubled.write_text("\n".join([*first, "C000127,too,short", "", first[1]]), encoding="utf-8")
-    one, short, again = read_persons(doubled)
-    assert isinstance(one, Row)
-    assert short == Rejected(3, "has more or fewer cells than the header")
-    assert again == Rejected(5, "bioguide is the same as in line 2")
+
+def test_a_row_that_can_not_be_read_is_one_rows_affair(tmp_path: Path) -> None:
+    """By its line, with the reason, and never with what stands in it; the rows around it are imported."""
+    header, good, *more = (DATA / "persons.csv").read_bytes().splitlines()[:6]
+    name = more[0].split(b",")[1]
+    reasons = {
+        b"Jos\xe9": "is not in UTF-8",
+        b"Jo\0se": "holds a NUL character",
+        b'"Jo"se': "is no row of a CSV file",
+        b'"Jose': "is no row of a CSV file",
+        b"J" * 200_000: "is no row of a CSV file",
+        b"J" * 300: "name.given_name: must be at most 200 characters",
+    }
+    for number, (wrong, reason) in enumerate(reasons.items()):
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(b"\r\n".join([header, good, more[0].replace(name, wrong, 1), *more[1:], b""]))
+        first, bad, *rest = read_persons(path)
+        assert isinstance(first, Row)
+        assert isinstance(bad, Rejected)
+        assert (bad.line, bad.reason.startswith(reason)) == (3, True), bad
+        assert [row.line for row in rest if isinstance(row, Row)] == [4, 5, 6]
 
 
 def test_the_plan_pairs_rows_in_order() -> None:
