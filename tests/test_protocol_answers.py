@@ -15,9 +15,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tandem.coordinator.decision_log import DecisionLog, Question
 from tandem.coordinator.driver import Coordinator
-from tandem.coordinator.errors import Fenced, OutcomeUnknown, Refused, TransactionExpired, Unavailable
+from tandem.coordinator.errors import (
+    Fenced,
+    LocalTransactionRefused,
+    OutcomeUnknown,
+    Refused,
+    TransactionExpired,
+    Unavailable,
+)
+from tandem.coordinator.handle import Transaction
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.tables import decision
+from tandem.coordinator.transaction import Phase
 from tandem.runtime.database import create_engine
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
@@ -354,3 +363,39 @@ def test_r4_many_stalled_ids_hold_up_nobody(house: House) -> None:
             ["in_progress"] * len(stalled) + ["aborted"] * len(healthy)
         )
     assert {tx.finish().value for tx in txs} <= {"committed", "aborted"}
+
+
+def test_r15_a_block_can_not_make_the_decision_lossy(house: House) -> None:
+    """R15: "decisions … follow a durable commit": what the block turns off is found out by the INSERT itself."""
+    name, own_id = fresh_name(), uuid4()
+    with pytest.raises(LocalTransactionRefused) as raised:
+        with house.coordinator.transaction({"ledger": [entry(name)]}) as tx:
+            tx.connection.execute(sa.insert(own).values(id=own_id))
+            tx.connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+    assert raised.value.reason is Reason.NOT_DURABLE
+    assert house.own_rows(own_id) == set()
+    assert house.ledger.accounts(name) == {}
+
+
+def test_r12_an_interruption_after_the_commit_leaves_no_connection_behind(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R12: Ctrl-C between the server's COMMIT and our own tidying up: the connection goes back, `finish()` tells."""
+    engine, name = create_engine(house.url, pool_size=1, pool_timeout_s=0.5), fresh_name()
+    interrupted = []
+
+    def become(tx: Transaction, phase: Phase) -> None:
+        if phase is Phase.COMMITTED and not interrupted:
+            interrupted.append(tx)
+            raise KeyboardInterrupt
+        tx.phase = phase
+
+    monkeypatch.setattr(Transaction, "become", become)
+    with pytest.raises(KeyboardInterrupt):
+        with house.coordinator.transaction({"ledger": [entry(name)]}, using=engine):
+            pass
+    with engine.connect():
+        pass
+    assert interrupted[0].finish().value == "committed"
+    assert house.ledger.accounts(name) == {name: "active"}
+    engine.dispose()

@@ -44,6 +44,7 @@ MARK_BUDGET_S = 2.0
 
 CHECKS = {
     "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
+    "decision_check_not_durable": Reason.NOT_DURABLE,
     "decision_check_wrong_log": Reason.WRONG_LOG,
     "decision_check_expired": Reason.TRANSACTION_EXPIRED,
     "decision_check_ahead": Reason.TRANSACTION_AHEAD,
@@ -117,13 +118,15 @@ class DecisionLog:
     def decide(self, deciding: Sequence[Deciding], *, log_id: UUID, token: str | None = None) -> sa.Insert:
         """The INSERT that decides `committed` for all of them, or raises (R1): plain, never ON CONFLICT.
 
-        It holds only in the local transaction whose first statement set `token`, in the log `log_id`, and for ids that
-        are neither expired nor ahead. Otherwise one of CHECKS is violated; an existing row violates PRIMARY_KEY.
+        It holds only in the local transaction whose first statement set `token`, where its COMMIT waits for the disk
+        (R15), in the log `log_id`, and for ids that are neither expired nor ahead. Otherwise one of CHECKS is violated;
+        an existing row violates PRIMARY_KEY.
         """
         rows = [item.row() for item in sorted(deciding, key=lambda item: item.key)]
         asked = records("deciding", {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}, rows)
         is_current = sa.exists().where(log.c.current, log.c.log_id == log_id)
         wrong: list[tuple[sa.ColumnElement[bool], sa.ColumnElement[str]]] = [
+            (sa.literal_column("current_setting('synchronous_commit') = 'off'", sa.Boolean()), _text("not_durable")),
             (~is_current, _text("wrong_log")),
             (asked.c.id_ms < NOW_MS - ms(self._retention_ms - DAY_MS), _text("expired")),
             (asked.c.id_ms > NOW_MS + ms(DAY_MS), _text("ahead")),

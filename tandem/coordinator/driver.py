@@ -35,7 +35,7 @@ from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.participants import MAX_BATCH_BYTES, Participants, Preparing
 from tandem.coordinator.transaction import Decided, Outcome, Phase, Standing, Vote, tally
 from tandem.runtime.batches import DATABASE_ERRORS
-from tandem.runtime.database import Limits, explained
+from tandem.runtime.database import Limits, bound_waits, explained
 from tandem.runtime.errors import DatabaseError, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
@@ -78,6 +78,8 @@ class Coordinator:
         registry: CollectorRegistry | None = None,
         log_engine: Engine | None = None,
     ) -> None:
+        for given in (engine, log_engine or engine):
+            bound_waits(given)
         self.name = name
         self.engine = engine
         self.times = (times or Times()).check()
@@ -189,10 +191,12 @@ class Coordinator:
             self._after_failure(batch.accepted, error)
         else:
             # The server said COMMIT: from here on nothing raises (R12).
-            for tx in batch.accepted:
-                tx.become(Phase.COMMITTED)
-            block.close(committed=True)
-            batch.use(None)
+            try:
+                for tx in batch.accepted:
+                    tx.become(Phase.COMMITTED)
+            finally:
+                block.close(committed=True)  # an interruption here, too, leaves no connection behind
+                batch.use(None)
         failpoint("driver.after_local_commit")
         self._confirm(batch.accepted, confirm)
 

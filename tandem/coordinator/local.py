@@ -23,7 +23,7 @@ from tandem.coordinator.errors import (
     LocalTransactionOwned,
     LocalTransactionRefused,
 )
-from tandem.runtime.database import Limits, LocalTransaction, begin, drop, has_died
+from tandem.runtime.database import Limits, LocalTransaction, begin, bound_waits, drop, has_died
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -260,6 +260,7 @@ def _check_engine(engine: Engine) -> None:
         raise LocalTransactionRefused("the Engine is in AUTOCOMMIT: own rows and decision must commit together")
     if engine in _carries:
         return
+    bound_waits(engine)
     with engine.connect() as connection:
         raw: Any = connection.connection.dbapi_connection
         if raw.autocommit:

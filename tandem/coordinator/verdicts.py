@@ -9,6 +9,7 @@ from tandem.coordinator.decision_log import CHECKS, PRIMARY_KEY
 from tandem.coordinator.errors import (
     Fenced,
     LocalTransactionEnded,
+    LocalTransactionRefused,
     OutcomeUnknown,
     Refused,
     TransactionExpired,
@@ -103,6 +104,11 @@ def of_failure(txs: Sequence[Transaction], error: BaseException) -> BaseExceptio
         case Reason.LOCAL_TRANSACTION_ENDED:
             return LocalTransactionEnded(
                 "the local transaction was ended inside the block; its own rows may be durable", transaction_id=first.id
+            )
+        case Reason.NOT_DURABLE:
+            return LocalTransactionRefused(
+                "synchronous_commit is off in the block: a decision must be on the disk before it is told (R15)",
+                reason=Reason.NOT_DURABLE,
             )
         case Reason.WRONG_LOG:
             return Unavailable(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import psycopg2
 import psycopg2.extensions
@@ -88,7 +89,7 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
             "tcp_user_timeout": 15_000,
         },
     )
-    _watch_set_up(engine)
+    bound_waits(engine)
     return engine
 
 
@@ -98,11 +99,20 @@ SET_UP_S = 2.0
 
 _WATCHED = "tandem_watched"
 
+_bound: WeakSet[Engine] = WeakSet()
 
-def _watch_set_up(engine: Engine) -> None:
-    """From a connection's birth to its first use nobody else watches it (R16)."""
+
+def bound_waits(engine: Engine) -> None:
+    """Gives new connections of any Engine a limit to how long they may take to come about (R16). Idempotent.
+
+    From a connection's birth to its first use nobody else watches it.
+    """
+    if engine in _bound:
+        return
+    _bound.add(engine)
 
     def connect(_dialect: object, record: Any, arguments: list[Any], settings: dict[str, Any]) -> Any:
+        settings.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
         raw = psycopg2.connect(*arguments, **settings)
         record.info[_WATCHED] = watchdog.watch(raw.fileno(), SET_UP_S)
         return raw

@@ -355,6 +355,9 @@ def test_the_constraints_are_those_of_the_page(engine: Engine, log: DecisionLog)
     assert violated(engine, uuid7(), now) == "decision_check_wrong_log"
     assert violated(engine, log.log_id(), UUID(int=now.int - shift)) == "decision_check_expired"
     assert violated(engine, log.log_id(), UUID(int=now.int + shift)) == "decision_check_ahead"
+    quick = create_engine(engine.url.update_query_dict({"options": "-c synchronous_commit=off"}))
+    assert violated(quick, log.log_id(), now) == "decision_check_not_durable"
+    quick.dispose()
     assert set(re.findall(r"`(decision_(?:check_\w+|pkey))`", PROTOCOL)) == {*CHECKS, PRIMARY_KEY}
 
 

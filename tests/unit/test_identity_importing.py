@@ -166,6 +166,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_persons(latin)
 
 
+def test_rows_that_do_not_fit_the_file(tmp_path: Path) -> None:
+    """Too few cells, and a key that was there: each said of its line."""
+    doubled = tmp_path / "doubled.csv"
+    first = (DATA / "persons.csv").read_text(encoding="utf-8").splitlines()[:2]
+    doubled.write_text("\n".join([*first, "C000127,too,short", "", first[1]]), encoding="utf-8")
+    one, short, again = read_persons(doubled)
+    assert isinstance(one, Row)
+    assert short == Rejected(3, "has more or fewer cells than the header")
+    assert again == Rejected(5, "bioguide is the same as in line 2")
+
+
 def test_a_row_that_can_not_be_read_is_one_rows_affair(tmp_path: Path) -> None:
     """By its line, with the reason, and never with what stands in it; the rows around it are imported."""
     header, good, *more = (DATA / "persons.csv").read_bytes().splitlines()[:6]

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.CheckConstraint("outcome <> 'ahead'", name="decision_check_ahead"),
         sa.CheckConstraint("outcome <> 'ended'", name="decision_check_ended"),
         sa.CheckConstraint("outcome <> 'expired'", name="decision_check_expired"),
+        sa.CheckConstraint("outcome <> 'not_durable'", name="decision_check_not_durable"),
         sa.CheckConstraint("outcome <> 'wrong_log'", name="decision_check_wrong_log"),
         sa.CheckConstraint("outcome IN ('committed', 'aborted')", name="decision_valid_outcome"),
         # What another language's driver has written, too, is what Resolve can read: names, and digests in hex.
