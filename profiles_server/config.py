@@ -27,5 +27,11 @@ class Settings(ProcessSettings):
         description="the coordinators that are believed, and where each is asked for its decisions:"
         " name=target,name=target with gRPC targets such as dns:///host:port, or a JSON object",
     )
-    sweep_interval_s: float = Field(5.0, gt=0, le=3600, description="seconds from one sweep to the next")
+    database_pool: int = Field(
+        24,
+        ge=2,
+        le=200,
+        description="database connections at most; votes that wait for a lock may hold 16",
+    )
+    sweep_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one sweep to the next")
     sweep_batch: int = Field(500, ge=1, le=1000, description="transactions that a sweep takes up at a time")

@@ -116,9 +116,12 @@ def _update(kind: _Kind[E], update: Update[E]) -> E:
         check(changed)
     except InvalidRequest as error:
         raise error.below(kind.name) from None
-    (version,) = redo([None], lambda _: [_write(kind, update, changed)])
+    # Only what differs: what a newer version of this service keeps in another column stays as it is.
+    before = kind.facts(current)
+    values = {column: value for column, value in kind.facts(changed).items() if value != before[column]}
+    (version,) = redo([None], lambda _: [_write(kind, update, changed, values)])
     if isinstance(version, _RegistrationHeld) and _gone(update, version.holder):
-        (version,) = redo([None], lambda _: [_write(kind, update, changed)])
+        (version,) = redo([None], lambda _: [_write(kind, update, changed, values)])
     if isinstance(version, TandemError):
         raise version
     if version is None:
@@ -149,14 +152,14 @@ def _current(kind: _Kind[E], update: Update[E]) -> E:
     return current
 
 
-def _write(kind: _Kind[E], update: Update[E], changed: E) -> int | None:
+def _write(kind: _Kind[E], update: Update[E], changed: E, values: Facts) -> int | None:
     """Writes what is left to write if the version still fits; the new version, or None if it does not."""
     table = kind.table
     (key,) = table.primary_key.columns
     updated = (
         sa.update(table)
         .where(key == update.id, table.c.version == changed.version, table.c.state == t.ACTIVE)
-        .values(**kind.facts(changed), version=table.c.version + 1, updated_at=sa.func.now())
+        .values(**values, version=table.c.version + 1, updated_at=sa.func.now())
         .returning(table.c.version, entity_id(table).label("entity_id"))
         .cte("updated")
     )

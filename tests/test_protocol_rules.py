@@ -36,6 +36,7 @@ from tandem.coordinator.transaction import Outcome
 from tandem.participant import participant as participant_module
 from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
+from tandem.participant.resolver import Outcome as Answered
 from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import LEASE_S
 from tandem.participant.tables import prepared_transaction
@@ -1321,6 +1322,33 @@ def test_r11_healthy_peers_come_first(edge: Member, scripts: Scripts) -> None:
     assert edge.row(waiting).state == "aborted"
 
 
+def test_r11_a_peer_that_hangs_holds_up_no_other(edge: Member, scripts: Scripts) -> None:
+    """R11: what is due of several coordinators is asked for at once: one's answer is applied while another hangs."""
+    alpha, _ = scripts
+    waiting, name = overdue(edge, fresh_name()), fresh_name()
+    overdue(edge, name, "beta")
+    alpha.meanwhile = lambda: eventually(lambda: edge.accounts(name) == {})
+    assert sweeper(edge).run_once() == 2
+    assert edge.row(waiting).state == "aborted"
+
+
+def test_r10_readers_that_wait_for_one_coordinator_are_few(edge: Member, scripts: Scripts) -> None:
+    """R10, R16: "no answer" is said soon of a coordinator that many wait for already, so that workers stay free."""
+    alpha, _ = scripts
+    transaction_id = overdue(edge, fresh_name())
+    key = TransactionKey("alpha", transaction_id)
+    seen: list[object] = []
+
+    def meet() -> object:
+        return edge.resolver.meet({key}, by=ResolvedBy.READER, timeout_s=2.0)[key]
+
+    alpha.meanwhile = lambda: seen.append(meet()) if not seen else None
+    edge.resolver._turns["alpha"] = threading.BoundedSemaphore(1)
+    assert meet() is Answered.ABORTED
+    assert [error.reason for error in seen if isinstance(error, TandemError)] == [Reason.UNAVAILABLE]
+    assert meet() is Answered.ABORTED, "a turn is given back"
+
+
 @pytest.fixture(scope="module")
 def two(house: House, new_member: NewMember) -> Iterator[Two]:
     """Two participants that can be made to fail, and a coordinator of theirs alone."""
@@ -1752,7 +1780,7 @@ def test_r16_writes(house: House, way: bool, writes: int) -> None:
 
 
 def test_r16_messages(house: House) -> None:
-    """R16: "Every … message … has a limit": 20 MB are RESOURCE_EXHAUSTED; just below 4 MiB is read and judged."""
+    """R16: "Every … message … has a limit": 20 MB are told what the limit is; just below 4 MiB is read and judged."""
 
     def blob(size: int) -> pb.PrepareRequest:
         request = asking(new_id())
@@ -1760,8 +1788,10 @@ def test_r16_messages(house: House) -> None:
         return request
 
     stub = Wire(house.ledger.server.port).stub
+    answer = failure_of(lambda: stub.Prepare(blob(20_000_000), timeout=20))
+    assert (answer.code, answer.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Prepare(blob(20_000_000), timeout=20)
+        stub.Prepare(blob(30_000_000), timeout=20)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failure_of(lambda: stub.Prepare(blob(4 * 1024 * 1024 - 1_000), timeout=20)).reason == "UNKNOWN_TYPE"
 

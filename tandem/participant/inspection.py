@@ -27,6 +27,7 @@ def page(
     engine: Engine,
     *,
     state: State | None = None,
+    unconfirmed: bool = False,
     older_than_s: float | None = None,
     coordinator: str | None = None,
     size: int = 0,
@@ -34,13 +35,14 @@ def page(
 ) -> tuple[Sequence[Row[Any]], str]:
     """Rows in the order of their keys, and the next page's token.
 
+    unconfirmed: only those that no decision stands behind yet: prepared, forced, parked.
     older_than_s: only those prepared longer ago, by the database's clock (R13).
     """
     where: list[sa.ColumnElement[bool]] = []
     if state is not None:
         where.append(t.c.state == state.value)
-    if state is State.PREPARED:
-        where.append(~t.c.confirmed)  # always true of them, and lets the partial index find them
+    if unconfirmed or state is State.PREPARED:
+        where.append(~t.c.confirmed)  # true of all that are prepared, and lets the partial index find them
     if older_than_s is not None:
         where.append(paging.older_than(t.c.prepared_at, older_than_s))
     if coordinator:

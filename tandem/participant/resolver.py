@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -29,6 +31,12 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import from_rpc_error, from_status
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
+
+ASKING = 8
+"""Readers and Prepares that wait for one coordinator at the same time: if it hangs, the others' workers stay free."""
+
+TURN_S = 0.1
+"""How long a further one waits for its turn."""
 
 MAX_QUESTIONS = 1_000
 """In one Resolve (R16)."""
@@ -113,6 +121,7 @@ class Resolver:
         self._participant = participant
         self._timeout_s = timeout_s
         self._channels = {name: open_channel(target) for name, target in coordinators.items()}
+        self._turns = {name: threading.BoundedSemaphore(ASKING) for name in coordinators}
         self._stubs = {
             name: coordinator_pb2_grpc.CoordinatorServiceStub(channel) for name, channel in self._channels.items()
         }
@@ -204,19 +213,34 @@ class Resolver:
             elif row.state == State.COMMITTED:
                 outcomes[key] = Outcome.COMMITTED
         started: list[_Asked] = []
-        for (coordinator, fence), questions in sorted(asked.items()):
-            for first in range(0, len(questions), MAX_QUESTIONS):
-                some = questions[first : first + MAX_QUESTIONS]
+        with ExitStack() as turns:
+            for (coordinator, fence), questions in sorted(asked.items()):
+                for first in range(0, len(questions), MAX_QUESTIONS):
+                    some = questions[first : first + MAX_QUESTIONS]
+                    try:
+                        turns.enter_context(self._turn(coordinator))
+                        started.append(self._asked(coordinator, some, fence=fence, timeout_s=timeout_s))
+                    except TandemError as error:
+                        outcomes |= {item.key: error for item in some}
+            for one in _as_they_come(started):
                 try:
-                    started.append(self._asked(coordinator, some, fence=fence, timeout_s=timeout_s))
+                    outcomes |= self._apply(one.batch, one.answers(), by)
                 except TandemError as error:
-                    outcomes |= {item.key: error for item in some}
-        for one in _as_they_come(started):
-            try:
-                outcomes |= self._apply(one.batch, one.answers(), by)
-            except TandemError as error:
-                outcomes |= {item.key: error for item in one.batch}
+                    outcomes |= {item.key: error for item in one.batch}
         return outcomes
+
+    @contextmanager
+    def _turn(self, coordinator: str) -> Iterator[None]:
+        turns = self._turns.get(coordinator)
+        if turns is None:
+            yield  # `_asked` says what is wrong
+            return
+        if not turns.acquire(timeout=TURN_S):
+            raise TandemError("many wait for this coordinator", reason=Reason.UNAVAILABLE, retry_after_s=1)
+        try:
+            yield
+        finally:
+            turns.release()
 
     def close(self) -> None:
         """Closes the channels."""

@@ -149,6 +149,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         rows, token = inspection.page(
             self._participant.engine,
             state=_STATES_BACK.get(request.state),
+            unconfirmed=request.unconfirmed,
             older_than_s=request.older_than.ToTimedelta().total_seconds() if request.HasField("older_than") else None,
             coordinator=request.coordinator,
             size=request.page_size,

@@ -19,7 +19,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason, TandemError
+from tandem.runtime.telemetry import logger
 from tandem.runtime.watchdog import watchdog
+
+log = logger("tandem.database")
 
 SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})
 UNIQUE_VIOLATION = "23505"
@@ -407,12 +410,19 @@ def check_server(engine: Engine) -> None:
     try:
         with owned(engine) as connection:
             row = connection.exec_driver_sql(
-                "SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS in_recovery"
+                "SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS in_recovery,"
+                " current_setting('log_min_error_statement') AS statements"
             ).one()
     except sa.exc.SQLAlchemyError as error:
         raise ConfigurationError(f"{explained(error).message}: check the database URL and the server") from error
     if row.fsync != "on":
         raise ConfigurationError("the database runs with fsync=off: a vote would not survive a crash; turn it on")
+    if row.statements not in ("panic", "fatal"):
+        log.warning(
+            "the database server may write facts of people into its log: a statement that fails there is logged whole",
+            log_min_error_statement=row.statements,
+            mend="log_min_error_statement=panic",
+        )
     if row.in_recovery:
         raise ConfigurationError("the database is a replica: give the URL of the primary")
 

@@ -30,6 +30,9 @@ log = logger("tandem.server")
 DEFAULT_DEADLINE_S = 30.0
 """For a call that came without a deadline."""
 
+REFUSED_BYTES = 24 * 1024 * 1024
+"""A message above MAX_MESSAGE_BYTES is refused by us, with the reason; above this gRPC itself breaks the call off."""
+
 TAKE_UP_S = 0.25
 """How long a server that is to stop still takes up calls."""
 
@@ -90,7 +93,7 @@ class Server:
             interceptors=[_Guard(self._pool, self._reserved, self._turned_away)],
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", REFUSED_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_concurrent_streams", 1_000),
                 ("grpc.max_metadata_size", 16 * 1024),
@@ -191,6 +194,8 @@ class _Guard(grpc.ServerInterceptor):
         def call(raw: bytes, context: grpc.ServicerContext) -> Any:
             started = time.monotonic()
             try:
+                if len(raw) > MAX_MESSAGE_BYTES:
+                    raise _too_large(len(raw))
                 request = _parsed(parse, raw)
                 validate(request)
                 return behavior(request, context)
@@ -211,6 +216,14 @@ def time_left_s(context: grpc.ServicerContext) -> float:
     """Seconds until the caller gives up; DEFAULT_DEADLINE_S where it set no deadline."""
     left = context.time_remaining()
     return DEFAULT_DEADLINE_S if left is None else min(max(left, 0.0), DEFAULT_DEADLINE_S)
+
+
+def _too_large(size: int) -> TandemError:
+    return TandemError(
+        f"the message is {size:,} bytes; {MAX_MESSAGE_BYTES:,} are taken",
+        reason=Reason.MESSAGE_TOO_LARGE,
+        metadata={"max_bytes": str(MAX_MESSAGE_BYTES)},
+    )
 
 
 def _parsed(parse: Callable[[bytes], Message], raw: bytes) -> Message:

@@ -46,6 +46,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.DATABASE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.MESSAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """Reasons that are not listed are INTERNAL."""

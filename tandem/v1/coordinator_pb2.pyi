@@ -179,7 +179,10 @@ Global___ResolveResult: _TypeAlias = ResolveResult  # noqa: Y015
 
 @_typing.final
 class ExecuteRequest(_message.Message):
-    """A whole transaction."""
+    """A whole transaction. A call is repeated under the same key until it is answered; what was committed stays committed.
+    An answer that says "not committed" uses the key up: a repeat is told FENCED, whatever the first one was told, and
+    only a new transaction_id can succeed (no RetryInfo then, and ErrorInfo's metadata has `repeat_with`).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -417,6 +417,7 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
     COORDINATOR_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
     state: _transaction_pb2.TransactionState.ValueType
     """Only those in this state."""
     coordinator: _builtins.str
@@ -425,6 +426,8 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
     """Rows a page: 0 means 100."""
     page_token: _builtins.str
     """From the page before; empty for the first."""
+    unconfirmed: _builtins.bool
+    """Only those that the coordinator's decision does not stand behind yet: prepared, forced, parked."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
         """Only those prepared longer ago than this, by the participant's own clock; at most 100 years."""
@@ -437,10 +440,11 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
         coordinator: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ from tandem.participant.transaction import State
 from tandem.runtime.actions import Operator
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
+from tandem.v1 import participant_pb2
 from tests.support.house import COORDINATOR, House, built, entry, fresh_name, new_id, own
 from tests.support.ledger import account
 from tests.support.rules import counted
@@ -120,6 +121,29 @@ def test_r5_a_forced_outcome_that_was_wrong(house: House, forced: State) -> None
     assert [action for _, action, _, _ in actions(house, participant_action, tx.id)] == ["force", "close"]
     with pytest.raises(InvalidRequest):
         operating.close(house.ledger.participant, tx.key, ME)
+
+
+def test_r5_a_coordinator_that_never_answers(house: House) -> None:
+    """An operator's way out where nobody will ever answer: found in the list, forced, closed, and off the list."""
+    name = fresh_name()
+    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+
+    def listed() -> bool:
+        request = participant_pb2.ParticipantServiceListTransactionsRequest(unconfirmed=True)
+        found = house.ledger.stub.ListTransactions(request, timeout=10).transactions
+        return str(tx.id) in {one.key.transaction_id for one in found}
+
+    assert listed()
+    with pytest.raises(InvalidRequest):
+        operating.close(house.ledger.participant, tx.key, ME)
+    operating.force(house.ledger.participant, tx.key, State.ABORTED, ME)
+    assert listed(), "no decision stands behind it"
+    operating.close(house.ledger.participant, tx.key, ME)
+    assert not listed()
+    row = house.ledger.row(tx.id)
+    assert row is not None
+    assert (row.state, row.confirmed, row.next_attempt_at) == ("aborted", True, None)
+    tx.finish()
 
 
 def test_r5_a_commit_confirms_too(house: House) -> None:

@@ -10,11 +10,13 @@ from uuid import uuid4
 
 import grpc
 import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import code_pb2
 from sqlalchemy.engine import Engine
 
+from profiles_server import tables as t
 from tandem.participant.participant import Participant, Yes
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.profiles.v1 import profiles_service_pb2 as pb
@@ -421,3 +423,24 @@ def test_a_refusal_over_the_wire(profiles_client: Client, profiles_participant: 
     results = profiles_client.participant.BatchPrepare(batch).results
     assert [result.status.code for result in results] == [code_pb2.OK, code_pb2.ALREADY_EXISTS]
     assert from_status(results[1].status).metadata == error.metadata
+
+
+def test_an_update_leaves_other_columns_alone(
+    profiles_client: Client, profiles_participant: Participant, profiles_engine: Engine
+) -> None:
+    """What a newer version of the service keeps in a column that the mask does not name survives an older one."""
+    firm = business()
+    create(profiles_participant, firm)
+    newer = [{"region_code": "CH", "locality": "Bern", "a_field_of_later": "kept"}]
+    with profiles_engine.begin() as connection:
+        connection.execute(
+            sa.update(t.business).where(t.business.c.business_id == firm.business_id).values(addresses=newer)
+        )
+    changed = business_pb2.Business(business_id=firm.business_id, version=1, website="https://example.org")
+    answer = profiles_client.profiles.UpdateBusiness(update_business(changed, "website"), timeout=10)
+    assert (answer.business.version, answer.business.website) == (2, "https://example.org")
+    with profiles_engine.begin() as connection:
+        (row,) = rows(
+            connection, "SELECT addresses FROM profiles.business WHERE business_id = :id", id=firm.business_id
+        )
+    assert row == (newer,)

@@ -166,6 +166,7 @@ def test_databases_keep_what_they_commit(name: str) -> None:
     """R15: fsync is on, the data is on a volume, and nobody outside reaches it."""
     service = DATABASES[name]
     assert "fsync=on" in service["command"]
+    assert "log_min_error_statement=panic" in service["command"], "a statement holds facts of people"
     (volume,) = service["volumes"]
     assert volume.partition(":")[0] in COMPOSE["volumes"]
     assert "ports" not in service

@@ -110,7 +110,7 @@ def test_the_examples_of_the_readme_run(
     new_database: Callable[[str], str], capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     """Each Python block, in order, the participant's first, with the toy ledger in the place of profiles."""
-    *initiating, participating = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    *initiating, answering, participating = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
     names: dict[str, Any] = {"engine": create_engine(new_database("ledger")), "Ledger": Ledger}
     names["registry"] = CollectorRegistry()
@@ -144,6 +144,11 @@ def test_the_examples_of_the_readme_run(
             mine.update(person=person, another=another, user_id=user_id, session=session)
             run(example, mine, profiles)
     request.addfinalizer(mine["coordinator"].close)
+    mine["another_engine"] = create_engine(url)
+    request.addfinalizer(mine["another_engine"].dispose)
+    run(answering, mine, {"127.0.0.1:50052": "127.0.0.1:0"})
+    request.addfinalizer(lambda: mine["server"].drain(0))
+    assert mine["recovery"].run_once() == 0
     assert capsys.readouterr().out == ""
     assert mine["outcome"] is Outcome.COMMITTED
     with names["engine"].connect() as connection:
