@@ -24,6 +24,10 @@ QUEUE_LIMIT = 10_000
 """Transactions that wait to be confirmed in the background; a further one is recovery's."""
 
 BATCH = 500
+
+MARK_EVERY_S = 0.05
+"""Between two UPDATEs of marks: far below what recovery waits before it takes up a decision (R11)."""
+
 BACKGROUND_S = 2.0
 
 Answers = dict[str, dict[TransactionKey, TandemError | None]]
@@ -32,10 +36,18 @@ Answers = dict[str, dict[TransactionKey, TandemError | None]]
 class Delivery:
     """Sends Commit and Abort, and keeps the log's `undelivered` true."""
 
-    def __init__(self, decision_log: DecisionLog, participants: Participants, metrics: CoordinatorMetrics) -> None:
+    def __init__(
+        self,
+        decision_log: DecisionLog,
+        participants: Participants,
+        metrics: CoordinatorMetrics,
+        marks: Marks | None = None,
+    ) -> None:
+        """marks: where acknowledgements go that may get lost; None: they are written before `deliver` returns."""
         self._log = decision_log
         self._participants = participants
         self._metrics = metrics
+        self._marks = marks
 
     def deliver(
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
@@ -76,8 +88,75 @@ class Delivery:
         for key, reason in contradictions.items():
             self._metrics.contradictions.labels(reason).inc()
             log.error("contradiction: delivery to be parked", transaction=str(key), participant=name, reason=reason)
-        self._log.delivered({name: [key for key, error in answers.items() if error is None]})
-        self._log.park(name, contradictions)
+        acknowledged = [key for key, error in answers.items() if error is None]
+        if self._marks is None:
+            self._log.delivered({name: acknowledged})
+        else:
+            self._marks.put(name, acknowledged)
+        if contradictions:
+            self._log.park(name, contradictions)
+
+
+class Marks:
+    """Acknowledgements on their way into the log: nobody waits for them, and one that gets lost is delivered again.
+
+    The first is written at once, those that come meanwhile together with the next. One thread, from the first one on.
+    """
+
+    def __init__(self, decision_log: DecisionLog, metrics: CoordinatorMetrics) -> None:
+        self._log = decision_log
+        self._metrics = metrics
+        self._waiting: queue.Queue[tuple[str, TransactionKey] | None] = queue.Queue(QUEUE_LIMIT)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def put(self, participant: str, keys: Sequence[TransactionKey]) -> None:
+        """To be struck off. A full queue drops: recovery delivers again. Never raises."""
+        if self._thread is None and not self._start():
+            return
+        for key in keys:
+            try:
+                self._waiting.put_nowait((participant, key))
+            except queue.Full:
+                self._metrics.marks_dropped.inc()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Writes what waits, for at most so long."""
+        if self._thread is not None:
+            try:
+                self._waiting.put(None, timeout=timeout_s)
+            except queue.Full:
+                return
+            self._thread.join(timeout_s)
+
+    def _start(self) -> bool:
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="marks", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread to be had; after the commit point nothing raises
+                    log.warning("no thread to mark deliveries", exception=frames(error))
+                    return False
+                self._thread = thread
+        return True
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            taken = [self._waiting.get()]
+            while len(taken) < BATCH and not self._waiting.empty():
+                taken.append(self._waiting.get_nowait())
+            stopping = None in taken
+            marks: dict[str, list[TransactionKey]] = {}
+            for participant, key in filter(None, taken):
+                marks.setdefault(participant, []).append(key)
+            try:
+                self._log.delivered(marks)
+            except Exception as error:  # whatever it is: recovery has it
+                log.warning("deliveries not marked", exception=frames(error))
+            if not stopping:
+                time.sleep(MARK_EVERY_S)
 
 
 PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}

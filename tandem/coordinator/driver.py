@@ -20,7 +20,7 @@ from uuid_utils.compat import uuid7
 
 from tandem.coordinator import verdicts
 from tandem.coordinator.decision_log import DecisionLog
-from tandem.coordinator.delivery import Confirmer, Delivery
+from tandem.coordinator.delivery import Confirmer, Delivery, Marks
 from tandem.coordinator.errors import (
     LocalTransactionEnded,
     OutcomeUnknown,
@@ -86,7 +86,8 @@ class Coordinator:
         self.metrics = CoordinatorMetrics(registry or CollectorRegistry())
         self.log = DecisionLog(log_engine or engine, self.times)
         self.participants = Participants(participants)
-        self._delivery = Delivery(self.log, self.participants, self.metrics)
+        self._marks = Marks(self.log, self.metrics)
+        self._delivery = Delivery(self.log, self.participants, self.metrics, self._marks)
         self._confirmer = Confirmer(self._delivery, self.metrics)
 
     def __repr__(self) -> str:
@@ -282,6 +283,7 @@ class Coordinator:
     def close(self) -> None:
         """Drains what confirms in the background, closes the channels."""
         self._confirmer.close()
+        self._marks.close()
         self.participants.close()
 
     # --- voting ---------------------------------------------------------------------------------------------

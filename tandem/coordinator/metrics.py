@@ -38,6 +38,11 @@ class CoordinatorMetrics:
             registry=registry,
         )
         self.purged = Counter("tandem_purged", "Finished transactions that were forgotten (R14).", registry=registry)
+        self.marks_dropped = Counter(
+            "tandem_marks_dropped",
+            "Acknowledgements that were not written down, the queue being full: recovery delivers again.",
+            registry=registry,
+        )
         self.confirms_dropped = Counter(
             "tandem_background_confirms_dropped",
             "Confirms left to recovery, the queue being full (R12).",

@@ -1,5 +1,6 @@
 """Clients of ParticipantService: many participants asked in parallel, in batches, until the deadline.
 
+Transactions that ask one participant at the same time are asked for together; a lone one goes straight through.
 An RPC's error becomes the answer of each item that it carried; nothing here decides anything.
 """
 
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import grpc
@@ -19,6 +21,7 @@ from google.rpc import status_pb2
 
 from tandem.coordinator.transaction import Vote
 from tandem.runtime.channel import MAX_MESSAGE_BYTES, open_channel
+from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import CODES, from_rpc_error, from_status
@@ -56,6 +59,65 @@ class Preparing:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Method(Generic[T, A]):
+    """How one question is put to a participant: alone, or many in a message.
+
+    failed: the answer that an error makes; error_of: the error in an answer, if there is one.
+    """
+
+    one: str
+    many: str
+    wrap: Callable[[Sequence[T]], Any]
+    read_one: Callable[[Any], A]
+    read_many: Callable[[Any], list[A]]
+    failed: Callable[[TandemError], A]
+    error_of: Callable[[A], TandemError | None]
+
+
+Ended = TandemError | None
+
+
+def _vote(result: pb.BatchPrepareResult) -> Vote:
+    if result.status.code:
+        return Vote(error=from_status(result.status))
+    return Vote(participant=result.response.participant, digest=result.response.digest)
+
+
+def _ended(response: Any) -> list[Ended]:
+    results: Iterable[status_pb2.Status] = response.results
+    return [from_status(status) if status.code else None for status in results]
+
+
+_PREPARE: _Method[pb.PrepareRequest, Vote] = _Method(
+    "Prepare",
+    "BatchPrepare",
+    lambda some: pb.BatchPrepareRequest(requests=some),
+    lambda response: Vote(participant=response.participant, digest=response.digest),
+    lambda response: [_vote(result) for result in response.results],
+    lambda error: Vote(error=error),
+    lambda vote: vote.error,
+)
+_COMMIT: _Method[pb.CommitRequest, Ended] = _Method(
+    "Commit",
+    "BatchCommit",
+    lambda some: pb.BatchCommitRequest(requests=some),
+    lambda _: None,
+    _ended,
+    lambda error: error,
+    lambda answer: answer,
+)
+_ABORT: _Method[pb.AbortRequest, Ended] = _Method(
+    "Abort",
+    "BatchAbort",
+    lambda some: pb.BatchAbortRequest(requests=some),
+    lambda _: None,
+    _ended,
+    lambda error: error,
+    lambda answer: answer,
+)
+
+
 class Participants:
     """The participants that a coordinator knows: name → gRPC target."""
 
@@ -65,56 +127,49 @@ class Participants:
         self._stubs = {
             name: participant_pb2_grpc.ParticipantServiceStub(channel) for name, channel in self._channels.items()
         }
+        # What single transactions ask of one participant at the same time leaves together.
+        self._preparing = {
+            name: Coalescer(partial(self._prepare_some, name), late=lambda vote: _is_late(vote.error))
+            for name in targets
+        }
+        self._committing = {name: Coalescer(partial(self._commit_some, name), late=_is_late) for name in targets}
 
     def prepare(self, asked: Mapping[str, Sequence[Preparing]], *, until: float) -> dict[str, list[Vote]]:
         """The votes of each participant, in the order asked. until: on time.monotonic()."""
-
-        def read(response: pb.BatchPrepareResponse) -> list[Vote]:
-            return [
-                Vote(error=from_status(result.status))
-                if result.status.code
-                else Vote(participant=result.response.participant, digest=result.response.digest)
-                for result in response.results
-            ]
-
-        requests = {name: [item.request() for item in items] for name, items in asked.items()}
-        return self._ask_all(
-            requests,
-            lambda name: self._stubs[name].BatchPrepare,
-            lambda chunk: pb.BatchPrepareRequest(requests=chunk),
-            read,
-            lambda error: Vote(error=error),
-            lambda vote: vote.error,
-            until,
-        )
+        single = _single(asked)
+        if single is not None:
+            name, preparing = single
+            try:
+                return {name: [self._preparing[name](preparing.request(), until=until)]}
+            except TandemError as error:
+                return {name: [Vote(error=error)]}
+        return self._ask_all(_PREPARE, {name: [one.request() for one in some] for name, some in asked.items()}, until)
 
     def commit(
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
-    ) -> dict[str, list[TandemError | None]]:
+    ) -> dict[str, list[Ended]]:
         """Brings the decision committed: None for each that has acknowledged."""
+        single = _single(asked)
+        if single is not None:
+            name, key = single
+            try:
+                request = pb.CommitRequest(key=key_to(key), resolved_by=by)
+                return {name: [self._committing[name](request, until=until)]}
+            except TandemError as error:
+                return {name: [error]}
         requests = {
             name: [pb.CommitRequest(key=key_to(key), resolved_by=by) for key in keys] for name, keys in asked.items()
         }
-        return self._end(
-            requests,
-            lambda name: self._stubs[name].BatchCommit,
-            lambda chunk: pb.BatchCommitRequest(requests=chunk),
-            until,
-        )
+        return self._ask_all(_COMMIT, requests, until)
 
     def abort(
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
-    ) -> dict[str, list[TandemError | None]]:
+    ) -> dict[str, list[Ended]]:
         """Brings the decision aborted: None for each that has acknowledged."""
         requests = {
             name: [pb.AbortRequest(key=key_to(key), resolved_by=by) for key in keys] for name, keys in asked.items()
         }
-        return self._end(
-            requests,
-            lambda name: self._stubs[name].BatchAbort,
-            lambda chunk: pb.BatchAbortRequest(requests=chunk),
-            until,
-        )
+        return self._ask_all(_ABORT, requests, until)
 
     def get(self, name: str, key: TransactionKey, *, timeout_s: float) -> transaction_pb2.PreparedTransaction | None:
         """What one participant holds; None where it knows nothing. Raises TandemError if it can't be asked."""
@@ -134,51 +189,29 @@ class Participants:
         for channel in self._channels.values():
             channel.close()
 
-    def _end(
-        self,
-        requests: Mapping[str, Sequence[T]],
-        method: Callable[[str], Any],
-        wrap: Callable[[Sequence[T]], Any],
-        until: float,
-    ) -> dict[str, list[TandemError | None]]:
-        def read(response: Any) -> list[TandemError | None]:
-            results: Iterable[status_pb2.Status] = response.results
-            return [from_status(status) if status.code else None for status in results]
+    def _prepare_some(self, name: str, requests: Sequence[pb.PrepareRequest], until: float) -> list[Vote]:
+        return self._ask_all(_PREPARE, {name: requests}, until)[name]
 
-        return self._ask_all(requests, method, wrap, read, lambda error: error, lambda answer: answer, until)
+    def _commit_some(self, name: str, requests: Sequence[pb.CommitRequest], until: float) -> list[Ended]:
+        return self._ask_all(_COMMIT, {name: requests}, until)[name]
 
-    def _ask_all(
-        self,
-        requests: Mapping[str, Sequence[T]],
-        method: Callable[[str], Any],
-        wrap: Callable[[Sequence[T]], Any],
-        read: Callable[[Any], list[A]],
-        failed: Callable[[TandemError], A],
-        error_of: Callable[[A], TandemError | None],
-        until: float,
-    ) -> dict[str, list[A]]:
+    def _ask_all(self, method: _Method[T, A], requests: Mapping[str, Sequence[T]], until: float) -> dict[str, list[A]]:
         """Sends every participant its requests, all at once; repeats those that are UNAVAILABLE while there is time."""
-        unasked = failed(TandemError("not asked in time", reason=Reason.DEADLINE_PASSED))
+        unasked = method.failed(TandemError("not asked in time", reason=Reason.DEADLINE_PASSED))
         answers = {name: [unasked] * len(items) for name, items in requests.items()}
         pending = {name: list(range(len(items))) for name, items in requests.items()}
         pause_s = FIRST_PAUSE_S
         while any(pending.values()) and (left_s := until - time.monotonic()) > 0:
-            calls = [
-                (name, chunk, method(name).future(wrap([requests[name][i] for i in chunk]), timeout=left_s,
-                                                  wait_for_ready=True))
+            chunks = [
+                (name, chunk)
                 for name, positions in pending.items()
                 for chunk in _chunks(positions, [r.ByteSize() for r in requests[name]])  # type: ignore[attr-defined]
-            ]  # fmt: skip
-            try:
-                for name, chunk, call in calls:
-                    for i, answer in zip(chunk, _answers(call, len(chunk), read, failed), strict=True):
-                        answers[name][i] = answer
-            except BaseException:
-                for _, _, call in calls:
-                    call.cancel()
-                raise
+            ]
+            for name, chunk, some in self._send(method, requests, chunks, left_s):
+                for i, answer in zip(chunk, some, strict=True):
+                    answers[name][i] = answer
             pending = {
-                name: [i for i in positions if _may_repeat(error_of(answers[name][i]))]
+                name: [i for i in positions if _may_repeat(method.error_of(answers[name][i]))]
                 for name, positions in pending.items()
             }
             if any(pending.values()):
@@ -186,17 +219,71 @@ class Participants:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return answers
 
+    def _send(
+        self,
+        method: _Method[T, A],
+        requests: Mapping[str, Sequence[T]],
+        chunks: Sequence[tuple[str, Sequence[int]]],
+        timeout_s: float,
+    ) -> Iterator[tuple[str, Sequence[int], list[A]]]:
+        """One message a chunk, all at once; a single one in this thread, which spares it a hand-over."""
+        if len(chunks) == 1:
+            ((name, chunk),) = chunks
+            call = partial(self._call(method, name, len(chunk)), timeout=timeout_s, wait_for_ready=True)
+            yield name, chunk, _answers(partial(call, _message(method, requests[name], chunk)), len(chunk), method)
+            return
+        sent = [
+            (
+                name,
+                chunk,
+                self._call(method, name, len(chunk)).future(
+                    _message(method, requests[name], chunk), timeout=timeout_s, wait_for_ready=True
+                ),
+            )
+            for name, chunk in chunks
+        ]
+        try:
+            for name, chunk, future in sent:
+                yield name, chunk, _answers(future.result, len(chunk), method)
+        except BaseException:
+            for _, _, future in sent:
+                future.cancel()
+            raise
 
-def _answers(call: Any, count: int, read: Callable[[Any], list[A]], failed: Callable[[TandemError], A]) -> list[A]:
+    def _call(self, method: _Method[T, A], name: str, count: int) -> Any:
+        return getattr(self._stubs[name], method.one if count == 1 else method.many)
+
+
+def _message(method: _Method[T, A], requests: Sequence[T], chunk: Sequence[int]) -> Any:
+    return requests[chunk[0]] if len(chunk) == 1 else method.wrap([requests[i] for i in chunk])
+
+
+def _answers(call: Callable[[], Any], count: int, method: _Method[T, A]) -> list[A]:
     try:
-        answers = read(call.result())
+        response = call()
     except grpc.FutureCancelledError:
-        return [failed(TandemError("the call was cancelled", reason=Reason.UNAVAILABLE))] * count
+        return [method.failed(TandemError("the call was cancelled", reason=Reason.UNAVAILABLE))] * count
     except grpc.RpcError as error:
-        return [failed(from_rpc_error(error))] * count
+        return [method.failed(from_rpc_error(error))] * count
+    except ValueError:  # gRPC's way to say that the channel is closed
+        return [method.failed(TandemError("this process is stopping", reason=Reason.DEADLINE_PASSED))] * count
+    answers = [method.read_one(response)] if count == 1 else method.read_many(response)
     if len(answers) != count:
-        return [failed(TandemError("the participant answered another number of requests"))] * count
+        return [method.failed(TandemError("the participant answered another number of requests"))] * count
     return answers
+
+
+def _single(asked: Mapping[str, Sequence[T]]) -> tuple[str, T] | None:
+    """The participant and the question, where there is but one."""
+    if len(asked) != 1:
+        return None
+    ((name, some),) = asked.items()
+    return (name, some[0]) if len(some) == 1 else None
+
+
+def _is_late(error: TandemError | None) -> bool:
+    """Whether more time might have given another answer."""
+    return error is not None and (error.reason is Reason.DEADLINE_PASSED or _may_repeat(error))
 
 
 def _may_repeat(error: TandemError | None) -> bool:

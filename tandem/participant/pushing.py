@@ -22,9 +22,18 @@ BUDGET_S = 1.0
 """For all asking of one Prepare, so that a vote is given well within the driver's deadline."""
 
 
-def prepare(participant: Participant, resolver: Resolver, asks: Sequence[Ask]) -> list[Yes | TandemError]:
-    """The vote on each (R6), counted. HELD, with a time to retry after, where a holder is neither dead nor ended."""
-    answers = participant.prepare(asks)
+def prepare(
+    participant: Participant,
+    resolver: Resolver,
+    asks: Sequence[Ask],
+    *,
+    staged: Sequence[Yes | TandemError] | None = None,
+) -> list[Yes | TandemError]:
+    """The vote on each (R6), counted. HELD, with a time to retry after, where a holder is neither dead nor ended.
+
+    staged: what the first staging has come to, where it was made already.
+    """
+    answers = list(participant.prepare(asks) if staged is None else staged)
     until = time.monotonic() + BUDGET_S
     for _ in range(MAX_PUSHES):
         held = {i: answer.holder for i, answer in enumerate(answers) if isinstance(answer, HeldByAnother)}

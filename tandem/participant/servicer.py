@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -15,10 +17,11 @@ from tandem.participant import inspection, pushing
 from tandem.participant.participant import Ask, Participant, Yes
 from tandem.participant.resolver import Resolver
 from tandem.participant.transaction import ResolvedBy, State
+from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.digest import SIZE, transaction_digest
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.server import Server
+from tandem.runtime.server import Server, time_left_s
 from tandem.runtime.status import ok, to_status
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import key_from, key_to, timestamp
@@ -32,8 +35,8 @@ A = TypeVar("A")
 
 _SERVICE = "/tandem.v1.ParticipantService"
 RESERVED = {
-    tuple(f"{_SERVICE}/{method}" for method in ("Prepare", "BatchPrepare")): 16,
-    tuple(f"{_SERVICE}/{method}" for method in ("Commit", "BatchCommit", "Abort", "BatchAbort")): 16,
+    tuple(f"{_SERVICE}/{method}" for method in ("Prepare", "BatchPrepare")): 64,
+    tuple(f"{_SERVICE}/{method}" for method in ("Commit", "BatchCommit", "Abort", "BatchAbort")): 64,
 }
 """For `Server(reserved=…)`: reads that wait for a coordinator can't starve votes, nor can votes starve endings."""
 
@@ -49,12 +52,28 @@ _RESOLVED_BY: dict[str, transaction_pb2.ResolvedBy.ValueType] = {
 _RESOLVED_BY_BACK = {value: ResolvedBy(name) for name, value in _RESOLVED_BY.items()}
 
 
+AT_ONCE = 2
+"""Local transactions of one kind for single calls: while one waits for the disk, the next one works."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One Commit or Abort."""
+
+    to: State
+    key: TransactionKey
+    by: ResolvedBy
+
+
 class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     """The gRPC face of a participant."""
 
     def __init__(self, participant: Participant, resolver: Resolver) -> None:
         self._participant = participant
         self._resolver = resolver
+        # Single calls that arrive at the same time share a local transaction.
+        self._staging: Coalescer[Ask, Yes | TandemError] = Coalescer(lambda asks, _: self._stage(asks), at_once=AT_ONCE)
+        self._ending: Coalescer[_End, TandemError | None] = Coalescer(lambda ends, _: self._end(ends), at_once=AT_ONCE)
 
     def add_to(self, server: Server) -> None:
         """Adds the service to a server, which should be made with RESERVED."""
@@ -68,21 +87,23 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:
         """A vote: the answer is yes, an error is no."""
-        (answer,) = self._prepare([_ask(request)])
+        ask = _ask(request)
+        staged = self._staging(ask, until=_until(context))
+        (answer,) = pushing.prepare(self._participant, self._resolver, [ask], staged=[staged])
         if isinstance(answer, TandemError):
             raise answer
         return self._vote(answer)
 
     def Commit(self, request: pb.CommitRequest, context: grpc.ServicerContext) -> pb.CommitResponse:
         """Publishes."""
-        (error,) = self._participant.commit([key_from(request.key)], _RESOLVED_BY_BACK[request.resolved_by])
+        error = self._ending(_End(State.COMMITTED, *_asked(request)), until=_until(context))
         if error is not None:
             raise error
         return pb.CommitResponse()
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:
         """Discards."""
-        (error,) = self._participant.abort([key_from(request.key)], _RESOLVED_BY_BACK[request.resolved_by])
+        error = self._ending(_End(State.ABORTED, *_asked(request)), until=_until(context))
         if error is not None:
             raise error
         return pb.AbortResponse()
@@ -103,28 +124,37 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def BatchCommit(self, request: pb.BatchCommitRequest, context: grpc.ServicerContext) -> pb.BatchCommitResponse:
         """Publishes each."""
-        return pb.BatchCommitResponse(results=self._end(request.requests, self._participant.commit))
+        return pb.BatchCommitResponse(results=self._end_each(request.requests, State.COMMITTED))
 
     def BatchAbort(self, request: pb.BatchAbortRequest, context: grpc.ServicerContext) -> pb.BatchAbortResponse:
         """Discards each."""
-        return pb.BatchAbortResponse(results=self._end(request.requests, self._participant.abort))
+        return pb.BatchAbortResponse(results=self._end_each(request.requests, State.ABORTED))
 
-    def _end(
-        self,
-        requests: Sequence[E],
-        work: Callable[[Sequence[TransactionKey], ResolvedBy], list[TandemError | None]],
-    ) -> list[status_pb2.Status]:
-        def each(asked: Sequence[tuple[TransactionKey, ResolvedBy]]) -> list[TandemError | None]:
-            answers: dict[TransactionKey, TandemError | None] = {}
-            for by in {by for _, by in asked}:
-                keys = [key for key, other in asked if other is by]
-                answers.update(zip(keys, work(keys, by), strict=True))
-            return [answers[key] for key, _ in asked]
-
-        answers = _each(
-            requests, lambda r: (key_from(r.key), _RESOLVED_BY_BACK[r.resolved_by]), each, key=lambda asked: asked[0]
-        )
+    def _end_each(self, requests: Sequence[E], to: State) -> list[status_pb2.Status]:
+        answers = _each(requests, lambda request: _End(to, *_asked(request)), self._end, key=lambda end: end.key)
         return [ok() if answer is None else to_status(answer) for answer in answers]
+
+    def _end(self, ends: Sequence[_End]) -> list[TandemError | None]:
+        """Each as it is asked: those that are asked in one way together."""
+        answers: dict[_End, TandemError | None] = {}
+        for to, by in sorted({(end.to, end.by) for end in ends}):
+            mine = [end for end in ends if (end.to, end.by) == (to, by)]
+            work = self._participant.commit if to is State.COMMITTED else self._participant.abort
+            answers |= zip(mine, work([end.key for end in mine], by), strict=True)
+        return [answers[end] for end in ends]
+
+    def _stage(self, asks: Sequence[Ask]) -> list[Yes | TandemError]:
+        """Single Prepares that came at the same time; several of one transaction one after another."""
+        answers: dict[int, Yes | TandemError] = {}
+        left = list(range(len(asks)))
+        while left:
+            first: dict[TransactionKey, int] = {}
+            for i in left:
+                first.setdefault(asks[i].key, i)
+            now = list(first.values())
+            answers |= zip(now, self._participant.prepare([asks[i] for i in now]), strict=True)
+            left = [i for i in left if i not in answers]
+        return [answers[i] for i in range(len(asks))]
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -164,6 +194,14 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def _vote(self, yes: Yes) -> pb.PrepareResponse:
         return pb.PrepareResponse(participant=self._participant.name, digest=yes.digest)
+
+
+def _until(context: grpc.ServicerContext) -> float:
+    return time.monotonic() + time_left_s(context)
+
+
+def _asked(request: pb.CommitRequest | pb.AbortRequest) -> tuple[TransactionKey, ResolvedBy]:
+    return key_from(request.key), _RESOLVED_BY_BACK[request.resolved_by]
 
 
 def _ask(request: pb.PrepareRequest) -> Ask:

@@ -41,7 +41,7 @@ from tandem.runtime.database import create_engine
 from tandem.runtime.errors import TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server
-from tandem.runtime.status import ok, to_status
+from tandem.runtime.status import from_status, ok, to_status
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, participant_pb2_grpc, transaction_pb2
 from tandem.v1 import participant_pb2 as pb
 from tests.support.house import COORDINATOR, Member, entry, fresh_name, new_id, packed
@@ -304,7 +304,7 @@ def _serve(scripted: ScriptedCoordinator, port: int = 0) -> Server:
 
 
 class TamperedParticipant(ParticipantServicer):
-    """A participant's own servicer, and something that happens to its batches on the way."""
+    """A participant's own servicer, and something that happens to its batches on the way; a single call is one, too."""
 
     def __init__(self, participant: Participant, resolver: Resolver) -> None:
         super().__init__(participant, resolver)
@@ -314,6 +314,18 @@ class TamperedParticipant(ParticipantServicer):
 
     def BatchPrepare(self, request: pb.BatchPrepareRequest, context: grpc.ServicerContext) -> pb.BatchPrepareResponse:
         return self.after_prepare(super().BatchPrepare(request, context))
+
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:
+        result = pb.BatchPrepareResult(status=ok(), response=super().Prepare(request, context))
+        return self.after_prepare(pb.BatchPrepareResponse(results=[result])).results[0].response
+
+    def Commit(self, request: pb.CommitRequest, context: grpc.ServicerContext) -> pb.CommitResponse:
+        self.before_commit()
+        response = super().Commit(request, context)
+        (status,) = self.after_commit(pb.BatchCommitResponse(results=[ok()])).results
+        if status.code:
+            raise from_status(status)
+        return response
 
     def BatchCommit(self, request: pb.BatchCommitRequest, context: grpc.ServicerContext) -> pb.BatchCommitResponse:
         self.before_commit()
