@@ -49,7 +49,8 @@ LATE_S = 30.0
 class RpcRelay(grpc.GenericRpcHandler):
     """Forwards unary calls to `target` as bytes, each once, and does to them what the present fault says.
 
-    `seen` holds the last calls (method, request): `again` sends one a second time, however late. A context manager.
+    `seen` holds the last calls (method, request): `again` sends one a second time, however late. `copies` counts the
+    requests that a fault has sent once more, `lost` the replies that it has kept from their caller. A context manager.
     """
 
     def __init__(self, target: str) -> None:
@@ -58,6 +59,8 @@ class RpcRelay(grpc.GenericRpcHandler):
         self._fault: CallFault | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self.copies = 0
+        self.lost = 0
         self.seen: deque[tuple[str, bytes]] = deque(maxlen=MAX_SEEN)
         self._pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="relay")
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0), *limits])
@@ -124,6 +127,9 @@ class RpcRelay(grpc.GenericRpcHandler):
         timeout_s = context.time_remaining() if fault is _WELL else LATE_S
         calls = [self._send(name, request, timeout_s) for _ in range(1 + fault.copies)]
         answer, *_ = [_answered(call) for call in calls]
+        with self._lock:
+            self.copies += fault.copies
+            self.lost += fault.reply is not Reply.PASSES
         if fault.reply is Reply.SWALLOWED:
             while context.is_active() and not self._closing.wait(0.02):
                 pass

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import replace
@@ -35,8 +36,9 @@ class TcpProxy:
     """Carries connections to `target`, and does to them what the present fault says. One thread.
 
     target: "host:port", or a unix socket's path. requests, replies: the framings that cues look through.
-    `struck` counts the connections that a fault with a cue has hit. `tap` is shown all that arrives: whether it is the
-    client's, and the piece. A context manager.
+    `struck` counts the connections that a fault with a cue has hit. `done` counts what each act was done to, with a cue
+    or without: connections that were cut, lost their client or were not let in; bytes that were delayed, swallowed or
+    held back for good. `tap` is shown all that arrives: whether it is the client's, and the piece. A context manager.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TcpProxy:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._struck = threading.Condition()
         self.struck = 0
+        self.done: Counter[Act] = Counter()
         self.tap: Callable[[bool, bytes], object] = lambda upward, piece: None
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=MAX_LINKS)
         self._listener.setblocking(False)
@@ -145,7 +148,9 @@ class TcpProxy:
         self._order += 1
         if fault is not None and fault.cue is None and fault.act is Act.CUT:
             # A connection that ends already first gets what may still pass.
-            self._end([link for link in self._links if not link.closing], reset=fault.reset)
+            ended = [link for link in self._links if not link.closing]
+            self.done.update([Act.CUT] * len(ended))
+            self._end(ended, reset=fault.reset)
 
     def _run(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -186,7 +191,11 @@ class TcpProxy:
             client, _ = self._listener.accept()
         except OSError:
             return
-        if len(self._links) >= self._max_links or (self._acting(None) is Act.CUT):
+        if self._acting(None) is Act.CUT:
+            self.done[Act.CUT] += 1
+            client.close()
+            return
+        if len(self._links) >= self._max_links:
             client.close()
             return
         try:
@@ -239,6 +248,8 @@ class TcpProxy:
                 self._strike(link, fault)
                 piece = piece[passes:]
         acting, seconds = self._acting(link), (link.struck or fault or _NONE).seconds
+        if acting in (Act.DELAY, Act.SILENCE) or (acting is Act.SWALLOW and way is link.down):
+            self.done[acting] += len(piece)
         if acting is None:
             way.queue(piece, now)
         elif acting is Act.DELAY or (acting is Act.LOSE_CLIENT and way is link.up):
@@ -250,6 +261,8 @@ class TcpProxy:
 
     def _strike(self, link: Link, fault: Fault) -> None:
         link.struck = fault
+        if fault.act in (Act.CUT, Act.LOSE_CLIENT):
+            self.done[fault.act] += 1
         if fault.act is Act.CUT:
             link.closing = True
         if fault.act is Act.LOSE_CLIENT:

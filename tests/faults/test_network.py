@@ -1,7 +1,8 @@
 """Every RPC of the protocol × every fault of the network (design §2), with real participants and real PostgreSQL.
 
-After each case the outcome is one of those allowed, both sides agree, and nothing is left prepared or undelivered.
-What the driver tells its caller is true, and it tells it within its own times (R12, R16).
+A case whose fault struck nothing has failed. After each the outcome is one of those allowed, both sides agree, and
+nothing is left prepared or undelivered. What the driver tells its caller is true, and it tells it within its own times
+(R12, R16).
 """
 
 from __future__ import annotations
@@ -124,6 +125,15 @@ class Road:
         self.relay = RpcRelay(target) if trouble.calls is not None else None
         self.proxy = TcpProxy(target, requests=Http2Frames, replies=Http2Frames) if self.relay is None else None
         self.address = (self.relay or self.proxy).address  # type: ignore[union-attr]
+        self._repeated_later = 0
+
+    def warm(self, channel: grpc.Channel) -> None:
+        """Connects beforehand, or a hasty caller might give up before it meets what awaits its request.
+
+        Not where the trouble is there from the first connection on.
+        """
+        if self.relay is not None or (self._trouble.bytes is not None and self._trouble.bytes.cue is not None):
+            grpc.channel_ready_future(channel).result(PATIENT_S)
 
     def begin(self, method: str = "", *, deadline_s: float = HASTY_S) -> None:
         """The trouble, for calls of this method, whose sender waits so long."""
@@ -145,7 +155,30 @@ class Road:
 
     def later(self, method: str) -> list[bytes | grpc.StatusCode]:
         """The last request once more, twice at once, if that is the trouble."""
-        return self.relay.again(method, 2) if self._trouble.later and self.relay is not None else []
+        if self.relay is None or not self._trouble.later:
+            return []
+        answers = self.relay.again(method, 2)
+        self._repeated_later += len(answers)
+        return answers
+
+    @property
+    def struck(self) -> int:
+        """What the trouble has done by now: connections, bytes, copies or replies; 0 as long as it has done nothing."""
+        trouble = self._trouble
+        if self.proxy is not None:
+            assert trouble.bytes is not None
+            began = trouble.bytes.cue is None or self.proxy.struck > 0
+            return self.proxy.done[trouble.bytes.act] if began else 0
+        assert self.relay is not None
+        assert trouble.calls is not None
+        if trouble.later:
+            return self._repeated_later
+        return self.relay.copies if trouble.calls.copies else self.relay.lost
+
+    def assert_struck(self) -> None:
+        """Without this a fault that never began would pass for one that was withstood."""
+        least = 2 if self._trouble.later or (self._trouble.calls is not None and self._trouble.calls.copies) else 1
+        assert self.struck >= least, f"{self._trouble.name} has struck {self.struck} times"
 
     def close(self) -> None:
         for end in (self.relay, self.proxy):
@@ -155,10 +188,11 @@ class Road:
 
 @contextmanager
 def road(trouble: Trouble, port: int) -> Iterator[Road]:
-    """A road, taken up again afterwards."""
+    """A road, taken up again afterwards. By then its trouble must have struck."""
     made = Road(trouble, port)
     try:
         yield made
+        made.assert_struck()
     finally:
         made.close()
 
@@ -245,10 +279,24 @@ class Case:
         with self.house.engine.begin() as connection:
             connection.execute(sa.insert(own).values(id=self.own_id))
             connection.execute(tx.decision)
-            later = sa.func.now() + sa.text("interval '1 hour'")
-            mine = decision.c.transaction_id == self.id
-            connection.execute(sa.update(decision).where(mine).values(next_attempt_at=later))
+            connection.execute(self._held())
         return tx
+
+    def hold(self) -> None:
+        """Keeps recovery away until `settle`: whoever has delivered by then was the driver."""
+        with self.house.engine.begin() as connection:
+            connection.execute(self._held())
+
+    def _held(self) -> sa.Update:
+        later = sa.func.now() + sa.text("interval '1 hour'")
+        return sa.update(decision).where(decision.c.transaction_id == self.id).values(next_attempt_at=later)
+
+    @property
+    def undelivered(self) -> list[str]:
+        """As the log says."""
+        decided = self.house.coordinator.log.get(self.key)
+        assert decided is not None
+        return list(decided.undelivered)
 
     def fenced(self) -> Transaction:
         """Staged, then aborted in the log; nobody has been told."""
@@ -306,6 +354,7 @@ class Scene:
     """One call of one RPC, what its answer must be, and how its transaction ends."""
 
     port: int
+    method: str
     call: Callable[[grpc.Channel], Any]
     request: Any
     right: Callable[[Any], bool]
@@ -318,6 +367,7 @@ class Scene:
 def _participant(case: Case, name: str, request: Any, right: Callable[[Any], bool], committed: bool) -> Scene:
     return Scene(
         case.house.ledger.server.port,
+        f"ParticipantService/{name}",
         lambda channel: getattr(participant_pb2_grpc.ParticipantServiceStub(channel), name),
         request,
         right,
@@ -329,6 +379,7 @@ def _participant(case: Case, name: str, request: Any, right: Callable[[Any], boo
 def _coordinator(case: Case, name: str, request: Any, right: Callable[[Any], bool], committed: bool) -> Scene:
     return Scene(
         case.house.server.port,
+        f"CoordinatorService/{name}",
         lambda channel: getattr(coordinator_pb2_grpc.CoordinatorServiceStub(channel), name),
         request,
         right,
@@ -471,17 +522,33 @@ RPCS = (
 )  # fmt: skip
 
 
-def test_every_rpc_has_its_scene() -> None:
-    """The list above is the protocol's own."""
+def test_every_rpc_has_its_scene(house: House) -> None:
+    """The list above is the protocol's own: what the scenes call is what the two services have."""
     served = [
-        method.name
+        f"{service.name}/{method.name}"
         for service in (
             pb.DESCRIPTOR.services_by_name["ParticipantService"],
             coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"],
         )
         for method in service.methods
     ]
-    assert len(served) == len(RPCS) - 1, "Resolve comes with fence and without"
+    asked = []
+    for rpc in RPCS:
+        scene = rpc(Case(house))
+        asked.append(scene.method)
+        scene.case.settle()
+    assert sorted(asked) == sorted([*served, "CoordinatorService/Resolve"]), "Resolve comes with fence and without"
+
+
+@troubles
+def test_a_trouble_that_never_struck_is_noticed(house: House, trouble: Trouble) -> None:
+    """A call by a road whose trouble does not begin: the case would fail."""
+    with pytest.raises(AssertionError, match="has struck 0 times"):
+        with road(trouble, house.server.port) as way, open_channel(way.address) as channel:
+            scene = coordinator_list(Case(house))
+            scene.call(channel)(scene.request, timeout=PATIENT_S)
+            way.heal()
+    scene.case.settle()
 
 
 @troubles
@@ -496,8 +563,9 @@ def ask(house: House, rpc: Callable[[Case], Scene], trouble: Trouble) -> None:
     case = Case(house)
     scene = rpc(case)
     with road(trouble, scene.port) as way, open_channel(way.address) as channel:
+        way.warm(channel)
         way.begin()
-        deadline_s = PATIENT_S if trouble.once else HASTY_S
+        deadline_s = PATIENT_S if trouble.answers else HASTY_S
         started = time.monotonic()
         try:
             answer, code = scene.call(channel)(scene.request, timeout=deadline_s), None
@@ -533,6 +601,7 @@ def driving(house: House, way: Road) -> Iterator[Coordinator]:
     )
     try:
         coordinator.log.log_id()
+        way.warm(coordinator.participants._channels["ledger"])
         yield coordinator
     finally:
         coordinator.close()
@@ -652,6 +721,9 @@ def drive_in_the_background(house: House, trouble: Trouble) -> None:
             way.begin("BatchCommit", deadline_s=TELL_S)
         assert tx.phase is Phase.COMMITTED
         assert time.monotonic() - started < SLACK_S
+        case.hold()
+        eventually(lambda: way.struck)
+        eventually(lambda: case.undelivered == ["ledger"])
         way.heal()
         case.assert_agreed(committed=True)
     case.assert_agreed(committed=True)
@@ -687,6 +759,7 @@ def resolving(house: House, way: Road, timeout_s: float) -> Iterator[Resolver]:
     """A resolver of the ledger that has a road to the coordinator."""
     resolver = Resolver(house.ledger.participant, {COORDINATOR: way.address}, timeout_s=timeout_s)
     try:
+        way.warm(resolver._channels[COORDINATOR])
         yield resolver
     finally:
         resolver.close()
@@ -701,7 +774,7 @@ def test_sweeper(house: House, trouble: Trouble, committed: bool) -> None:
         case.committed()
     else:
         case.prepared()
-    timeout_s = PATIENT_S if trouble.once else HASTY_S
+    timeout_s = PATIENT_S if trouble.answers else HASTY_S
     with road(trouble, house.server.port) as way, resolving(house, way, timeout_s) as resolver:
         sweeper = Sweeper(house.ledger.engine, resolver, house.ledger.metrics)
         way.begin("Resolve")
@@ -757,6 +830,7 @@ def push(house: House, trouble: Trouble, dead: bool) -> None:
             assert isinstance(vote, TandemError)
             assert vote.reason is Reason.ALREADY_EXISTS
         way.heal()
+        way.later("Resolve")
     if isinstance(vote, Yes):
         assert house.outcome(holder.id) == "aborted"
         mine.settle()
@@ -779,7 +853,7 @@ def read(house: House, trouble: Trouble) -> None:
     case.committed()
     with road(trouble, house.server.port) as way, resolving(house, way, PATIENT_S) as resolver:
         way.begin("Resolve")
-        timeout_s = PATIENT_S if trouble.once else HASTY_S
+        timeout_s = PATIENT_S if trouble.answers else HASTY_S
         started = time.monotonic()
         met = resolver.meet([case.key], by=ResolvedBy.READER, timeout_s=timeout_s)[case.key]
         assert time.monotonic() - started < timeout_s + SLACK_S
@@ -794,4 +868,5 @@ def read(house: House, trouble: Trouble) -> None:
             assert in_doubt(row).key == case.key
             assert row.state == "prepared"
         way.heal()
+        way.later("Resolve")
     case.assert_agreed(committed=True)

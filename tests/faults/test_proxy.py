@@ -187,6 +187,7 @@ def test_swallowed_replies(proxy: TcpProxy, peer: Peer) -> None:
         proxy.heal()
         client.sendall(b"two")
         assert is_quiet(client), "a stream that has lost bytes can't go on"
+        eventually(lambda: proxy.done == {Act.SWALLOW: 6})
         with dialled(proxy) as other:
             other.sendall(b"three")
             assert exactly(other, 5) == b"three"
@@ -205,6 +206,7 @@ def test_half_open(proxy: TcpProxy, peer: Peer) -> None:
     with dialled(proxy) as client:
         client.sendall(b"three")
         assert is_quiet(client), "new ones are silent, too"
+    assert proxy.done == {Act.SILENCE: 8}
     proxy.cut()
     eventually(lambda: peer.ended[0])
 
@@ -218,6 +220,7 @@ def test_delay(proxy: TcpProxy) -> None:
         assert exactly(client, 3) == b"one"
         assert time.monotonic() - started >= 0.2
         proxy.heal()
+        assert proxy.done == {Act.DELAY: 6}, "both directions' bytes"
         started = time.monotonic()
         client.sendall(b"two")
         assert exactly(client, 3) == b"two"
@@ -249,6 +252,24 @@ def test_so_many_times_and_then(proxy: TcpProxy) -> None:
         client.sendall(b"x")
         assert is_quiet(client)
     assert proxy.struck == 2
+    assert proxy.done == {Act.CUT: 2, Act.SILENCE: 1}
+
+
+def test_cut_for_good(proxy: TcpProxy) -> None:
+    """What is there ends, what is new is not let in, until it is healed; each is counted."""
+    with dialled(proxy) as client:
+        client.sendall(b"x")
+        assert exactly(client, 1) == b"x"
+        proxy.set(Fault(Act.CUT))
+        assert client.recv(1) == b""
+    for _ in range(2):
+        with dialled(proxy) as client:
+            assert client.recv(1) == b""
+    assert proxy.done == {Act.CUT: 3}
+    proxy.heal()
+    with dialled(proxy) as client:
+        client.sendall(b"x")
+        assert exactly(client, 1) == b"x"
 
 
 def test_a_slow_reader_holds_its_sender_up(peer: Peer, proxy: TcpProxy) -> None:
@@ -404,6 +425,7 @@ def test_a_request_is_repeated(counting: Counted) -> None:
     assert handler.requests == [b"other"] + [b"one"] * 4
     assert call(b"two") == b"two"
     assert handler.requests.count(b"two") == 1, "once is once"
+    assert relay.copies == 3
     assert relay.again("Work", 2) == [b"two", b"two"]
     assert handler.requests.count(b"two") == 3
 
@@ -421,6 +443,7 @@ def test_a_reply_is_lost(counting: Counted, reply: Reply, code: grpc.StatusCode)
             call(timeout_s=0.3)
         assert raised.value.code() is code
         assert len(handler.requests) == count
+        eventually(lambda count=count: relay.lost == count)
     relay.heal()
     assert call(b"well") == b"well"
 
