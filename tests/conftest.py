@@ -61,14 +61,19 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def pooler(postgres: EmbeddedPostgres) -> Iterator[Pooler | None]:
-    """With TANDEM_POOLER set: a PgBouncer in transaction mode, before every database of the tests."""
-    if not os.environ.get("TANDEM_POOLER"):
+    """With TANDEM_POOLER set: a PgBouncer in transaction mode, before every database of the tests.
+
+    TANDEM_POOLER names a folder, where a file says in the end how many local transactions have gone through it.
+    """
+    reports = os.environ.get("TANDEM_POOLER")
+    if not reports:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="tandem-pooler-") as folder:
         started = Pooler(Path(folder), postgres.tcp_url("postgres"))
         try:
             yield started
+            (Path(reports) / f"{os.getpid()}.transactions").write_text(str(started.transactions))
         finally:
             started.stop()
 
