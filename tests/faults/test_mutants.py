@@ -1,12 +1,13 @@
 """The checkers are checked: each of these mistakes, planted in the shipped code, turns tests red.
 
 A copy of the project gets the mistake, and the unmodified tests run there. What is replaced must be there to be
-replaced, so a mistake can't silently become none.
+replaced, so a mistake can't silently become none; and without the mistake the same tests pass in a copy.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,29 +114,79 @@ MUTANTS = (
 )
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_a_planted_mistake_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    """Within a minute, by a test that fails (and not by one that can't be collected)."""
+BROKEN = re.compile(
+    r"^E +(\w+\.)*(NameError|ImportError|ModuleNotFoundError|SyntaxError|AttributeError|TypeError)\b", re.MULTILINE
+)
+"""What a test says of a mistake that was planted wrongly: such code doesn't run, so nobody had to notice anything."""
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    target = tmp_path / mutant.file
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def tried(copy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The copy's tests, on the copy's code."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=4 * WITHIN_S,
+        check=False,
+    )
+
+
+def noticed_by(said: str) -> list[str]:
+    """The tests that have failed by themselves: not in what they stand on, and not because the code doesn't run."""
+    if BROKEN.search(said):
+        return []
+    return re.findall(r"^FAILED (.+?)(?: - .*)?$", said, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def noticed() -> dict[str, list[str]]:
+    """Which tests have noticed which mistake."""
+    return {}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_a_planted_mistake_is_noticed(mutant: Mutant, noticed: dict[str, list[str]], tmp_path: Path) -> None:
+    """Within a minute, by a test that fails (and not by one that can't be collected, or finds no house)."""
+    target = copied(tmp_path) / mutant.file
     source = target.read_text()
     assert source.count(mutant.right) == 1, f"{mutant.file} no longer holds what {mutant.name} replaces"
     target.write_text(source.replace(mutant.right, mutant.wrong))
 
     file, expression = mutant.tests
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", expression],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=4 * WITHIN_S,
-        check=False,
-    )
+    done = tried(tmp_path, "-x", file, "-k", expression)
     said = done.stdout[-3000:]
     assert done.returncode == 1, f"nobody noticed {mutant.name}:\n{said}"
-    assert "FAILED" in said, said
+    noticed[mutant.name] = noticed_by(done.stdout)
+    assert noticed[mutant.name], f"no test noticed {mutant.name} by itself:\n{said}"
     assert time.monotonic() - started < WITHIN_S
+
+
+def test_without_a_mistake_nothing_is_noticed(noticed: dict[str, list[str]], tmp_path: Path) -> None:
+    """The control: each test that has just noticed a mistake passes in a copy without one."""
+    if not noticed:
+        pytest.skip("no mistake was planted in this run")
+    tests = sorted({test for found in noticed.values() for test in found})
+    print("\n".join(tests))
+    done = tried(copied(tmp_path), *tests)
+    said = done.stdout[-3000:]
+    assert done.returncode == 0, said
+    assert f"{len(tests)} passed" in said
+
+
+def test_code_that_does_not_run_is_no_mistake_noticed() -> None:
+    """An error in a fixture, and a name that isn't there, are told from a test's own failure."""
+    failed = "E   AssertionError: waited in vain\nFAILED tests/a.py::test_b - AssertionError: waited in vain\n"
+    assert noticed_by(failed) == ["tests/a.py::test_b"]
+    assert noticed_by("ERROR tests/a.py::test_b - OperationalError\n") == []
+    assert noticed_by("E   NameError: name 'x' is not defined\nFAILED tests/a.py::test_b - NameError\n") == []
