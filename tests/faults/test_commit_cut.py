@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import pytest
@@ -32,6 +32,8 @@ from tests.support.house import COORDINATOR, House, built, entry, fresh_name, ow
 from tests.support.rules import eventually
 
 KINDS = ("engine", "session")
+OTHER_KINDS = ("three-calls", "many")
+"""The three calls with a local transaction of any driver's; two transactions with one local commit."""
 is_commit = is_query("COMMIT")
 is_decision = is_query("INSERT INTO twophase.decision")
 
@@ -42,6 +44,13 @@ AT_INSERT = [
     *(Cue(is_decision, lambda _: True, passes) for passes in (0, 1, 4, 15, 18, 20)),
 ]
 """The bytes of the INSERT are many; where it is cut changes nothing as long as COMMIT was never sent."""
+FEW = [
+    *(Cue(is_decision, passes=passes) for passes in (0, 300)),
+    Cue(is_decision, lambda _: True, 0),
+    *(Cue(is_commit, passes=passes) for passes in (0, len(COMMIT) // 2, None)),
+    *(Cue(is_commit, lambda _: True, passes) for passes in (0, len(COMMIT_REPLY) // 2, len(COMMIT_REPLY))),
+]
+"""Before, within and after each."""
 
 BOUND_S = 8.0
 """For one try of a driver whose database answers, or refuses, at once."""
@@ -84,9 +93,44 @@ class Case:
     own_id: UUID
     name: str
     tx: Transaction | None = None
+    twin: Transaction | None = None
+    twin_name: str = field(default_factory=fresh_name)
 
     def run(self) -> str:
-        """The `with` block: what the driver says."""
+        """What the driver says."""
+        match self.kind:
+            case "three-calls":
+                return self._run_three_calls()
+            case "many":
+                return self._run_many()
+        return self._run_block()
+
+    def _run_three_calls(self) -> str:
+        """prepare, a local transaction of SQLAlchemy's own, finish; whatever is raised between says nothing."""
+        self.tx = self.coordinator.prepare({"ledger": [entry(self.name)]})
+        with suppress(sa.exc.DBAPIError), self.engine.begin() as connection:
+            connection.execute(sa.insert(own).values(id=self.own_id, note=self.name))
+            connection.execute(self.tx.decision)
+        try:
+            return "committed" if self.tx.finish() is Outcome.COMMITTED else "not committed"
+        except OutcomeUnknown:
+            return "unknown"
+
+    def _run_many(self) -> str:
+        """Two transactions, all or none."""
+        branches = [{"ledger": [entry(name)]} for name in (self.name, self.twin_name)]
+        try:
+            with self.coordinator.transactions(branches) as batch:
+                self.tx, self.twin = batch.transactions
+                batch.connection.execute(sa.insert(own).values(id=self.own_id, note=self.name))
+        except OutcomeUnknown:
+            return "unknown"
+        except (Unavailable, Fenced):
+            return "not committed"
+        return "committed"
+
+    def _run_block(self) -> str:
+        """The `with` block."""
         with ExitStack() as closing:
             session = closing.enter_context(Session(self.engine)) if self.kind == "session" else None
             try:
@@ -136,6 +180,10 @@ class Case:
         row = self.house.ledger.row(self.tx.id)
         assert row is not None
         assert row.state == ("committed" if said == "committed" else "aborted")
+        if self.twin is not None:
+            assert (self.house.outcome(self.twin.id) == "committed") is (said == "committed"), "all or none"
+            accounts = self.house.ledger.accounts(self.twin_name)
+            assert accounts == ({self.twin_name: "active"} if said == "committed" else {})
 
     def finished(self) -> Outcome:
         """`finish()` can be repeated, until the log can be read."""
@@ -208,7 +256,18 @@ def test_the_bytes_are_those_of_the_wire(case_of: Callable[..., Case], kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_once(case_of: Callable[..., Case], kind: str, cue: Cue, reset: bool) -> None:
     """R3: the connection is cut, the next one is well: the log is read and the driver says which it is."""
-    case = case_of(kind)
+    cut_once(case_of(kind), cue, reset)
+
+
+@pytest.mark.parametrize("cue", FEW, ids=place)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_cut_once_elsewhere(case_of: Callable[..., Case], kind: str, cue: Cue) -> None:
+    """R3: the same for the three calls, and for many transactions with one local commit: all decisions or none."""
+    cut_once(case_of(kind), cue, False)
+
+
+def cut_once(case: Case, cue: Cue, reset: bool) -> None:
+    """One transaction whose local commit, or INSERT, is cut there."""
     case.proxy.set(Fault(Act.CUT, cue, reset=reset))
     started = time.monotonic()
     said = case.run()
