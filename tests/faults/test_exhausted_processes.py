@@ -28,7 +28,7 @@ from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, participant_pb2_grp
 from tests.faults import initiator
 from tests.faults.crash_house import ABORTED, COORDINATOR, Answer, House, eventually
 from tests.faults.initiator import Kind
-from tests.support.disk import SMALL_WAL, filled, small_disk
+from tests.support.disk import SMALL_WAL, WITH_ROOM_IN_ITS_LOG, filled, small_disk
 from tests.support.house import new_id
 from tests.support.required import do_without
 from tests.support.rules import asking, channel_to, key_of
@@ -198,6 +198,8 @@ def client(house: House, disks: Disks) -> Client:
     if not disks:
         do_without("disk", "a small file system can't be mounted here: root may")
     client = Client(house)
+    for database in ("identity", "profiles"):
+        house.one(database, WITH_ROOM_IN_ITS_LOG)
     assert client.sign_up() == OK
     (token,) = client.sign_ups
     client.person_id = str(

@@ -24,7 +24,7 @@ from tandem.coordinator.transaction import Outcome
 from tandem.runtime.errors import TandemError
 from tandem.runtime.postgres import EmbeddedPostgres, wait_until_stopped
 from tandem.v1 import coordinator_pb2 as pb
-from tests.support.disk import SMALL_WAL, filled, small_disk
+from tests.support.disk import SMALL_WAL, WITH_ROOM_IN_ITS_LOG, filled, small_disk
 from tests.support.house import House, built, entry, fresh_name, new_id, own, packed
 from tests.support.rules import Answer, Wire, answer_of, asking, eventually, failure_of, key_of
 
@@ -54,6 +54,9 @@ def test_a_full_disk(new_database: NewDatabase, whose: str) -> None:
 def _fill_and_free(house: House, server: EmbeddedPostgres, disk: Path, whose: str) -> None:
     told: dict[UUID, tuple[UUID, str, str]] = {}
     log_id = house.coordinator.log.log_id()
+    with (house.engine if whose == "initiator" else house.ledger.engine).begin() as connection:
+        connection.exec_driver_sql(WITH_ROOM_IN_ITS_LOG)
+    assert _try(house, new_id(), uuid4(), fresh_name()) == "committed"
     with filled(disk):
         for _ in range(MOST):
             id_, own_id = new_id(), uuid4()

@@ -15,6 +15,9 @@ DISK_MIB = 160
 SMALL_WAL = {"max_wal_size": "32MB", "min_wal_size": "32MB"}
 """Settings of a PostgreSQL that fits."""
 
+WITH_ROOM_IN_ITS_LOG = "SELECT pg_switch_wal()"
+"""With a write after it: what is full then is the tables' room. A server that can't extend its log stops at once."""
+
 
 @contextmanager
 def small_disk() -> Iterator[Path]:
