@@ -617,7 +617,7 @@ def drive_with_trouble_at_prepare(house: House, trouble: Trouble) -> None:
     """Trouble from the first Prepare on."""
     case = Case(house, members=("ledger", "other"))
     with road(trouble, house.ledger.server.port) as way, driving(house, way) as coordinator:
-        way.begin("BatchPrepare", deadline_s=PREPARE_S)
+        way.begin("Prepare", deadline_s=PREPARE_S)
         started = time.monotonic()
         committed = True
         tx: Transaction | None = None
@@ -634,9 +634,9 @@ def drive_with_trouble_at_prepare(house: House, trouble: Trouble) -> None:
         assert tx is None or tx.delivered
         way.heal()
         case.assert_agreed(committed=committed)
-        for again in way.later("BatchPrepare"):
+        for again in way.later("Prepare"):
             assert isinstance(again, bytes)
-            assert pb.BatchPrepareResponse.FromString(again).results[0].status.code == 0, "committed: still a yes"
+            assert pb.PrepareResponse.FromString(again).participant == "ledger", "committed: still a yes"
     case.assert_agreed(committed=committed)
 
 
@@ -663,7 +663,7 @@ def give_up(house: House, trouble: Trouble, *, given: bool = False) -> None:
         ):
             case.id = tx.id
             case.insert_own(tx)
-            way.begin("BatchAbort", deadline_s=TELL_S)
+            way.begin("Abort", deadline_s=TELL_S)
             1 / 0  # noqa: B018
         took_s = time.monotonic() - started
         assert tx.phase is Phase.ABORTED
@@ -671,9 +671,8 @@ def give_up(house: House, trouble: Trouble, *, given: bool = False) -> None:
         assert took_s < TELL_S + SLACK_S
         way.heal()
         case.assert_agreed(committed=False)
-        for again in way.later("BatchAbort"):
+        for again in way.later("Abort"):
             assert isinstance(again, bytes)
-            assert pb.BatchAbortResponse.FromString(again).results[0].code == 0
     case.assert_agreed(committed=False)
 
 
@@ -691,16 +690,15 @@ def drive_with_trouble_at_commit(house: House, trouble: Trouble) -> None:
         with coordinator.transaction(case.branches) as tx:
             case.id = tx.id
             case.insert_own(tx)
-            way.begin("BatchCommit", deadline_s=TELL_S)
+            way.begin("Commit", deadline_s=TELL_S)
         took_s = time.monotonic() - started
         assert tx.phase is Phase.COMMITTED
         assert tx.undelivered == (() if trouble.answers else ("ledger",))
         assert took_s < TELL_S + SLACK_S
         way.heal()
         case.assert_agreed(committed=True)
-        for again in way.later("BatchCommit"):
+        for again in way.later("Commit"):
             assert isinstance(again, bytes)
-            assert pb.BatchCommitResponse.FromString(again).results[0].code == 0
     case.assert_agreed(committed=True)
 
 
@@ -718,7 +716,7 @@ def drive_in_the_background(house: House, trouble: Trouble) -> None:
         with coordinator.transaction(case.branches, confirm="background") as tx:
             case.id = tx.id
             case.insert_own(tx)
-            way.begin("BatchCommit", deadline_s=TELL_S)
+            way.begin("Commit", deadline_s=TELL_S)
         assert tx.phase is Phase.COMMITTED
         assert time.monotonic() - started < SLACK_S
         case.hold()
@@ -739,7 +737,7 @@ def test_recovery(house: House, trouble: Trouble) -> None:
     case.committed()
     with road(trouble, house.ledger.server.port) as way, driving(house, way) as coordinator:
         worker = Recovery(coordinator)
-        way.begin("BatchCommit", deadline_s=TELL_S)
+        way.begin("Commit", deadline_s=TELL_S)
         coordinator.log.retry_now(case.key)
         started = time.monotonic()
         worker.run_once()
@@ -750,7 +748,7 @@ def test_recovery(house: House, trouble: Trouble) -> None:
         assert house.other.accounts(case.name) == {case.name: "active"}
         way.heal()
         case.assert_agreed(committed=True)
-        way.later("BatchCommit")
+        way.later("Commit")
     case.assert_agreed(committed=True)
 
 

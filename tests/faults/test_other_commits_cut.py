@@ -167,7 +167,7 @@ def test_the_marks_commit(house: House, postgres: EmbeddedPostgres, place: str) 
             with coordinator.transaction({"ledger": [entry(name)]}) as tx:
                 tx.connection.execute(sa.insert(own).values(id=own_id))
                 proxy.set(cut(place, "UPDATE twophase.decision", inside=True))
-            assert proxy.struck == 1
+            assert proxy.wait_struck(1, timeout_s=10)
             assert tx.delivered
         finally:
             coordinator.close()
