@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import xmlrpc.client
@@ -37,12 +35,13 @@ from tandem.profiles.v1 import profiles_service_pb2_grpc
 from tandem.runtime import _postgres_keeper as keeper
 from tandem.runtime.channel import open_channel
 from tandem.runtime.database import create_engine
-from tandem.runtime.errors import TandemError
+from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.postgres import EmbeddedPostgres, wait_until_stopped
 from tandem.runtime.status import from_rpc_error
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
-from tests.faults import initiator
+from tests.faults import initiator, nursery
 from tests.faults.initiator import TIMES, Kind, own
+from tests.faults.nursery import Child
 
 T = TypeVar("T")
 
@@ -122,6 +121,11 @@ class Answer:
     ok: bool
     why: str = ""
 
+    @property
+    def is_not_there(self) -> bool:
+        """NOT_FOUND, and not any other error."""
+        return self.why.startswith(f"{Reason.NOT_FOUND.value}: ")
+
 
 class House:
     """Two PostgreSQL servers, two profiles servers, the coordinator, identity, and an initiator of the tests' own."""
@@ -170,7 +174,7 @@ class House:
             folder = self.folder / name
             folder.mkdir()
             environment = {f"{prefix}_{key}": str(value) for key, value in told.items()}
-            self.services[name] = Service(module, address[name], environment, folder)
+            self.services[name] = Child(module, address[name], environment, folder)
 
         for name in PARTICIPANTS:
             service(
@@ -249,12 +253,9 @@ class House:
     def command(self, service: Service, *arguments: str, point: str = "") -> None:
         """`python -m module arguments` with a service's settings; armed with `point` it must die there."""
         armed = f"{point}=kill" if point else ""
-        done = subprocess.run(
-            [sys.executable, "-m", service.module, *arguments],
-            cwd=processes.ROOT, env={**os.environ, **service.environment, "TANDEM_FAILPOINTS": armed},
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == (-signal.SIGKILL if point else 0), f"{arguments} {point}: {done.stderr[-2000:]}"
+        environment = {**service.environment, "TANDEM_FAILPOINTS": armed}
+        code = nursery.run(service.module, *arguments, environment=environment, log=service.log)
+        assert code == (-signal.SIGKILL if point else 0), f"{arguments} {point}: {processes.tail(service.log)}"
 
     def kill_server(self, name: str) -> None:
         """kill -9 of a PostgreSQL server's postmaster; its keeper starts it again."""

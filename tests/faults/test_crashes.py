@@ -1,18 +1,15 @@
 """The crash table of design §2, row by row: kill -9 at that point, start again, and ask both sides what came of it.
 
-Each case is a row's point × what is written (a Person, a Business, both) × one or two participants. Every case asserts
-what the crash has left, how it ended, who ended it, and that nothing is left. By default a row's cases are pairwise
-(each point, each kind of write, one and two participants at least once); TANDEM_FULL=1 runs them all. What dies at
-random moments, PostgreSQL among it, is in test_crashes_under_load.py.
+Each case is a row's point × what is written (a Person, a Business, both) × one or two participants × who is let end it.
+Every case asserts what the crash has left, how it ended, who ended it, and that nothing is left. By default a row's
+cases contain every pair of these; TANDEM_FULL=1 runs all combinations. The row of PostgreSQL itself is in
+test_crashes_of_databases.py, what dies at random moments in test_crashes_under_load.py.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, product
 from uuid import UUID
 
 import pytest
@@ -20,6 +17,7 @@ from uuid_utils.compat import uuid7
 
 from lab import processes
 from lab.processes import Service
+from tests.faults.crash_cases import Case, Rows, documented
 from tests.faults.crash_house import (
     ABORTED,
     COMMITTED,
@@ -30,10 +28,7 @@ from tests.faults.crash_house import (
     built,
     eventually,
 )
-from tests.faults.initiator import Kind
 from tests.support.house import new_id
-
-FULL = bool(os.environ.get("TANDEM_FULL"))
 
 
 @pytest.fixture(scope="module")
@@ -52,47 +47,8 @@ def house(town: House) -> House:
 
 # --- the cases --------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Case:
-    """A point of a row, what is written, at how many participants; and who is let end it, where several may."""
-
-    point: str
-    kind: Kind
-    participants: int
-    ender: str
-
-    def __str__(self) -> str:
-        by = f"-{self.ender}" if self.ender else ""
-        return f"{self.point}{by}-{self.kind}-{self.participants}"
-
-
-ROWS: dict[str, list[Case]] = {}
-_rows = count()
-
-
-def cases(row: str, *points: str, enders: Sequence[str] = ("",)) -> pytest.MarkDecorator:
-    """The cases of a row. Enders take turns, so that each of them meets every point in a full run."""
-    number = next(_rows)
-    kinds = list(Kind)
-    if FULL:
-        made = [
-            Case(point, kind, participants, enders[(p + k + participants) % len(enders)])
-            for (p, point), (k, kind), participants in product(enumerate(points), enumerate(kinds), (1, 2))
-        ]
-    else:
-        turn = len(points) > 1 and len(points) % len(enders) == 0  # else the same ender would always meet a point
-        made = [
-            Case(
-                points[i % len(points)],
-                kinds[(i + number) % 3],
-                1 + (i + number // 3) % 2,
-                enders[(i + number + turn * (i // len(points))) % len(enders)],
-            )
-            for i in range(max(3, len(points), len(enders)))
-        ]
-    ROWS[row] = made
-    return pytest.mark.parametrize("case", made, ids=str)
+ROWS = Rows()
+cases = ROWS.cases
 
 
 @pytest.fixture
@@ -161,7 +117,12 @@ def test_initiator_before_or_during_prepare(house: House, trial: Trial, case: Ca
     end_undecided(trial, case.ender)
 
 
-@cases("initiator after the votes", "driver.after_block", "driver.after_votes", enders=("sweeper", "retry"))
+@cases(
+    "initiator after the votes, before its local commit",
+    "driver.after_block",
+    "driver.after_votes",
+    enders=("sweeper", "retry"),
+)
 def test_initiator_after_the_votes(house: House, trial: Trial, case: Case) -> None:
     """initiator after the votes, before its local commit | prepared rows | sweeper, or a retried signup | aborted"""
     crash_initiator(trial, case.point)
@@ -208,7 +169,11 @@ def test_initiator_in_its_local_commit(house: House, trial: Trial, case: Case) -
         trial.ended(COMMITTED, {"sweeper", "recovery"})
 
 
-@cases("initiator after its local commit", "driver.after_local_commit", enders=("recovery", "reader", "sweeper"))
+@cases(
+    "initiator after its local commit, before Commit",
+    "driver.after_local_commit",
+    enders=("recovery", "reader", "sweeper"),
+)
 def test_initiator_after_its_local_commit(house: House, trial: Trial, case: Case) -> None:
     """initiator after its local commit, before Commit | decision, undelivered | recovery, reader, sweeper |
     committed"""
@@ -220,7 +185,7 @@ def test_initiator_after_its_local_commit(house: House, trial: Trial, case: Case
     end_committed(trial, case.ender)
 
 
-@cases("initiator after Commit", "driver.after_commit", enders=("alone", "retry"))
+@cases("initiator after Commit, before the mark", "driver.after_commit", enders=("alone", "retry"))
 def test_initiator_after_commit(house: House, trial: Trial, case: Case) -> None:
     """initiator after Commit, before the mark | decision, undelivered | recovery (repeat) | committed"""
     with house.paused(house.services["coordinator"]):
@@ -237,7 +202,7 @@ def test_initiator_after_commit(house: House, trial: Trial, case: Case) -> None:
 
 
 @cases(
-    "participant around its local commit of Prepare",
+    "participant before / after its own local commit of Prepare",
     "participant.before_stage", "participant.after_stage", "participant.after_prepare",
     enders=("retry", "too late"),
 )  # fmt: skip
@@ -269,7 +234,7 @@ def test_participant_around_its_local_commit_of_prepare(house: House, trial: Tri
 
 
 @cases(
-    "participant around its local commit of Commit",
+    "participant before / after its own local commit of Commit",
     "participant.before_publish", "participant.after_commit",
     enders=("at once", "late"),
 )  # fmt: skip
@@ -300,7 +265,11 @@ def test_participant_around_its_local_commit_of_commit(house: House, trial: Tria
 
 
 @cases(
-    "sweeper", "sweeper.after_claim", "sweeper.after_resolve", "sweeper.after_apply", enders=("committed", "undecided")
+    "sweeper after the claim, or after Resolve",
+    "sweeper.after_claim",
+    "sweeper.after_resolve",
+    "sweeper.after_apply",
+    enders=("committed", "undecided"),
 )
 def test_sweeper(house: House, trial: Trial, case: Case) -> None:
     """sweeper after the claim, or after Resolve | the lease runs out | any sweeper | unchanged"""
@@ -334,7 +303,7 @@ def crash_claimed(trial: Trial, point: str, *, ended: str) -> None:
         house.restart(victim)
 
 
-@cases("coordinator service", "coordinator.after_fence")
+@cases("coordinator service after the fence, before the answer", "coordinator.after_fence")
 def test_coordinator_service(house: House, trial: Trial, case: Case) -> None:
     """coordinator service after the fence, before the answer | fence row | sweeper (repeat) | aborted"""
     trial.leave(decided=False)
@@ -348,7 +317,7 @@ def test_coordinator_service(house: House, trial: Trial, case: Case) -> None:
     trial.ended(ABORTED, {"sweeper"})
 
 
-@cases("recovery", "recovery.after_claim", "recovery.after_commit")
+@cases("recovery after the claim, or after Commit", "recovery.after_claim", "recovery.after_commit")
 def test_recovery(house: House, trial: Trial, case: Case) -> None:
     """recovery after the claim, or after Commit | the lease runs out | any recovery | committed"""
     coordinator = house.services["coordinator"]
@@ -373,7 +342,12 @@ def test_recovery(house: House, trial: Trial, case: Case) -> None:
 # --- whoever meets a prepared row -------------------------------------------------------------------------------------
 
 
-@cases("a reader", "reader.after_resolve", "reader.after_apply", enders=("committed", "undecided"))
+@cases(
+    "a reader, after Resolve or after applying it",
+    "reader.after_resolve",
+    "reader.after_apply",
+    enders=("committed", "undecided"),
+)
 def test_reader(house: House, trial: Trial, case: Case) -> None:
     """a reader, after Resolve or after applying it | as the sweeper | anyone | unchanged"""
     decided = case.ender == "committed"
@@ -387,7 +361,9 @@ def test_reader(house: House, trial: Trial, case: Case) -> None:
     assert (side.state, side.by) == ((COMMITTED, "reader") if applied else (PREPARED, None))
     house.restart(trial.victim)
     again = trial.read(trial.names[-1])
-    assert again.ok == decided, f"{again}: committed is found, undecided is not there"
+    assert again == Answer(True) if decided else again.is_not_there, (
+        f"{again}: committed is found, undecided is not there"
+    )
     house.release_deliveries()
     house.make_due()
     trial.ended(COMMITTED if decided else ABORTED, {"reader", "recovery", "sweeper"} if decided else {"sweeper"})
@@ -395,7 +371,12 @@ def test_reader(house: House, trial: Trial, case: Case) -> None:
         assert trial.story.sides[trial.names[-1]].by == "reader"
 
 
-@cases("a pushing Prepare", "push.after_resolve", "push.after_apply", enders=("undecided", "committed"))
+@cases(
+    "a pushing Prepare, after Resolve or after applying it",
+    "push.after_resolve",
+    "push.after_apply",
+    enders=("undecided", "committed"),
+)
 def test_pushing_prepare(house: House, trial: Trial, case: Case) -> None:
     """a pushing Prepare, after Resolve or after applying it | as the sweeper | anyone | unchanged"""
     decided = case.ender == "committed"
@@ -426,7 +407,7 @@ def test_pushing_prepare(house: House, trial: Trial, case: Case) -> None:
 # --- purge ------------------------------------------------------------------------------------------------------------
 
 
-@cases("purge", "purge.before_commit", "purge.after_commit", enders=("participant", "coordinator"))
+@cases("purge, any time", "purge.before_commit", "purge.after_commit", enders=("participant", "coordinator"))
 def test_purge(house: House, trial: Trial, case: Case) -> None:
     """purge, any time | fewer finished rows | the next purge | unchanged"""
     assert trial.call() == Answer(True)
@@ -475,9 +456,15 @@ UNDECIDED_POINTS = ("driver.before_prepare", "driver.after_block", "driver.after
 DECIDED_POINTS = ("driver.after_local_commit", "driver.after_commit")
 
 
-@cases("Execute", *UNDECIDED_POINTS, *DECIDED_POINTS, enders=("first sweeper", "first repeat"))
+@cases(
+    "Execute, at each of the initiator's points",
+    *UNDECIDED_POINTS,
+    *DECIDED_POINTS,
+    enders=("first sweeper", "first repeat"),
+)
 def test_execute(house: House, trial: Trial, case: Case) -> None:
-    """Execute, at each of the initiator's points | as the initiator | as the initiator | as the initiator.
+    """Execute, at each of the initiator's points | as the initiator | as the initiator | as the initiator
+
     And a repeat with the same content gets the same decision, whoever comes first."""
     coordinator = house.services["coordinator"]
     id_ = uuid7()
@@ -519,47 +506,90 @@ def test_execute(house: House, trial: Trial, case: Case) -> None:
     "driver.after_votes with a participant",
     "driver.after_local_commit with a participant",
     "driver.after_local_commit with the coordinator",
+    "driver.after_local_commit with recovery",
     "participant.after_prepare with the coordinator",
     "coordinator.after_fence with a participant",
+    "sweep that waits with the coordinator",
+    "sweep that was answered with the coordinator",
     enders=("in order", "in reverse"),
 )
 def test_two_processes_at_once(house: House, trial: Trial, case: Case) -> None:
-    """kill -9 of two processes at once: as the rows of both, whichever of them is started again first"""
+    """two processes at once | as the rows of both | as the rows of both | as the rows of both
+
+    Whichever of them is started again first.
+    """
     point, _, other = case.point.partition(" with ")
-    dying = {"driver": trial.initiator, "participant": trial.victim, "coordinator": house.services["coordinator"]}
-    first = dying[point.partition(".")[0]]
-    second = trial.victim if other == "a participant" else house.services["coordinator"]
+    coordinator = house.services["coordinator"]
+    dying = {"driver": trial.initiator, "coordinator": coordinator}
+    first = dying.get(point.partition(".")[0], trial.victim)
+    second = trial.victim if other == "a participant" else coordinator
     pair = [first, second] if case.ender == "in order" else [second, first]
-    if point == "coordinator.after_fence":
-        trial.leave(decided=False)
-        house.arm(first, point)
-        house.make_due()
-        house.died_at_it(first)
-        second.kill()
-        start_again(house, pair)
-        house.make_due()
-        trial.ended(ABORTED, {"sweeper"})
-        return
-    house.arm(first, point)
-    call = trial.calling()
-    house.died_at_it(first)
-    second.kill()
-    assert trial.story.decision in (None, COMMITTED)
-    if point == "driver.after_votes":
-        assert not call.result().ok
-        trial.left(None, **trial.everywhere(PREPARED))
-        start_again(house, pair)
-        house.make_due()
-        trial.ended(ABORTED, {"sweeper"})
-    elif point == "driver.after_local_commit":
-        assert not call.result().ok
-        start_again(house, pair)
-        house.make_due()
-        trial.ended(COMMITTED, {"recovery", "sweeper"})
-    else:
-        start_again(house, pair)
-        assert call.result() == Answer(True)
-        trial.ended(COMMITTED, {"coordinator"})
+    match case.point:
+        case "driver.after_votes with a participant":
+            crash_initiator(trial, point)
+            second.kill()
+            trial.left(None, **trial.everywhere(PREPARED))
+            start_again(house, pair)
+            house.make_due()
+            trial.ended(ABORTED, {"sweeper"})
+        case "driver.after_local_commit with recovery":
+            house.arm(second, "recovery.after_commit")
+            with house.paused(second):
+                crash_initiator(trial, point)
+                house.release_deliveries()
+            house.died_at_it(second)
+            trial.left(COMMITTED, undelivered=trial.names, by="recovery", **trial.everywhere(COMMITTED))
+            start_again(house, pair)
+            house.release_deliveries()
+            trial.ended(COMMITTED, {"recovery"})
+        case "driver.after_local_commit with a participant" | "driver.after_local_commit with the coordinator":
+            crash_initiator(trial, point)
+            second.kill()
+            assert trial.story.decision == COMMITTED
+            start_again(house, pair)
+            house.make_due()
+            trial.ended(COMMITTED, {"recovery", "sweeper"})
+        case "participant.after_prepare with the coordinator":
+            house.arm(first, point)
+            call = trial.calling()
+            house.died_at_it(first)
+            second.kill()
+            assert trial.story.decision is None
+            start_again(house, pair)
+            assert call.result() == Answer(True)
+            trial.ended(COMMITTED, {"coordinator"})
+        case "coordinator.after_fence with a participant":
+            trial.leave(decided=False)
+            house.arm(first, point)
+            house.make_due()
+            house.died_at_it(first)
+            second.kill()
+            trial.left(ABORTED, **trial.everywhere(PREPARED))
+            start_again(house, pair)
+            house.make_due()
+            trial.ended(ABORTED, {"sweeper"})
+        case "sweep that waits with the coordinator":
+            trial.leave(decided=False)
+            with house.locked("identity", "LOCK TABLE twophase.decision IN SHARE MODE") as waiter:
+                house.make_due()
+                waiter()  # the fence that a sweep has asked for
+                first.kill()
+                second.kill()
+                trial.left(None, **trial.everywhere(PREPARED))
+            start_again(house, pair)
+            house.make_due()
+            trial.ended(ABORTED, {"sweeper"})
+        case _:
+            trial.leave(decided=False)
+            house.arm(first, "sweeper.after_resolve")
+            house.make_due()
+            house.died_at_it(first)
+            second.kill()
+            assert trial.story.decision == ABORTED
+            assert trial.story.sides[trial.names[-1]].state == PREPARED
+            start_again(house, pair)
+            house.make_due()
+            trial.ended(ABORTED, {"sweeper"})
 
 
 def start_again(house: House, services: Sequence[Service]) -> None:
@@ -571,12 +601,13 @@ def start_again(house: House, services: Sequence[Service]) -> None:
 
 
 def test_the_cases_cover_the_table() -> None:
-    """Each row meets every kind of write, and one and two participants; and these meet each other."""
-    for row, made in ROWS.items():
-        assert {case.kind for case in made} == set(Kind), row
-        assert {case.participants for case in made} == {1, 2}, row
-    together = {(case.kind, case.participants) for made in ROWS.values() for case in made}
-    assert len(together) == 6
+    """Each row of the documented table has a test that quotes it, and the test's cases contain every pair of a point, a
+    kind of write, one or two participants, and who ends it."""
+    table = documented()
+    assert {*ROWS.of, "either PostgreSQL, any time"} == set(table)
+    for crash, row in ROWS.of.items():
+        assert row.text.startswith(table[crash]), crash
+        assert not row.missing, (crash, row.missing)
 
 
 def test_every_failpoint_has_a_case() -> None:
@@ -591,5 +622,5 @@ def test_every_failpoint_has_a_case() -> None:
     by = {name for name in there if "{by.value}" in name}
     there = (there - by) | {name.replace("{by.value}", who) for name in by for who in ("reader", "push", "sweeper")}
     assert len(there) > 20
-    tried = {case.point.partition(" ")[0] for made in ROWS.values() for case in made}
+    tried = {case.point.partition(" ")[0] for row in ROWS.of.values() for case in row.made}
     assert there <= tried, sorted(there - tried)
