@@ -14,7 +14,7 @@ import time
 import xmlrpc.client
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,15 +58,22 @@ COMMITTED = "committed"
 ABORTED = "aborted"
 PREPARED = "prepared"
 
-_ADVISORY = 4711
+HOLD_COMMIT = "SELECT pg_advisory_xact_lock(4711)"
+"""Whoever has this lock holds up a COMMIT of a decision that was sent: a deferred trigger runs inside COMMIT."""
 
-_SETUP = f"""
+HOLD_MARK = "SELECT pg_advisory_xact_lock(4712)"
+"""The same of the UPDATE that marks a delivery."""
+
+_SETUP = """
 CREATE FUNCTION hold_commit() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN PERFORM pg_advisory_xact_lock_shared({_ADVISORY}); RETURN NULL; END $$;
+    $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); RETURN NULL; END $$;
 CREATE CONSTRAINT TRIGGER hold_commit AFTER INSERT ON twophase.decision DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.outcome = 'committed') EXECUTE FUNCTION hold_commit();
+CREATE FUNCTION hold_mark() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4712); RETURN NULL; END $$;
+CREATE TRIGGER hold_mark AFTER UPDATE OF undelivered ON twophase.decision
+    FOR EACH ROW EXECUTE FUNCTION hold_mark();
 """
-"""A deferred trigger runs inside COMMIT: whoever holds the lock holds up a commit that was sent already."""
 
 
 def eventually(holds: Callable[[], T], what: str | Callable[[], object], *, timeout_s: float = PATIENCE_S) -> T:
@@ -288,24 +295,27 @@ class House:
         return self.sql(database, statement, **parameters)[0][0]
 
     @contextmanager
-    def locked(self, database: str, statement: str) -> Iterator[Callable[[], int]]:
-        """Holds a lock meanwhile. Gives what waits until somebody waits for one, and answers with its backend's pid."""
+    def locked(self, database: str, statement: str) -> Iterator[Callable[..., int]]:
+        """Holds a lock meanwhile. Gives what waits until somebody waits for one, and answers with its backend's pid.
+        Given the call that is to come by, it says what the call was told instead."""
         with self._engines[database].connect() as connection:
             connection.exec_driver_sql(statement)
 
-            def waiter() -> int:
+            def waiter(call: Future[Answer] | None = None) -> int:
                 found = eventually(
                     lambda: self.sql(
                         database,
                         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND"
                         " wait_event_type = 'Lock'",
                     ),
-                    "somebody waits for the lock",
+                    lambda: f"somebody waits for the lock; call: {call and (call.result() if call.done() else call)}",
                 )
                 return int(found[0][0])
 
             yield waiter
-            connection.rollback()
+            if not connection.invalidated:
+                with suppress(sa.exc.DBAPIError):  # its server was killed, and the lock with it
+                    connection.rollback()
 
     def make_due(self, *participants: str) -> None:
         """As if the ttl, or a lease, had run out."""

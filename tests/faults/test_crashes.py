@@ -21,6 +21,7 @@ from tests.faults.crash_cases import Case, Rows, documented
 from tests.faults.crash_house import (
     ABORTED,
     COMMITTED,
+    HOLD_COMMIT,
     PREPARED,
     Answer,
     House,
@@ -140,7 +141,7 @@ def test_initiator_in_its_local_commit(house: House, trial: Trial, case: Case) -
         house.restart(trial.initiator)
         end_undecided(trial, "sweeper")
         return
-    with house.locked("identity", "SELECT pg_advisory_xact_lock(4711)") as waiter:
+    with house.locked("identity", HOLD_COMMIT) as waiter:
         call = trial.calling()
         committing = waiter()
         trial.initiator.kill()
