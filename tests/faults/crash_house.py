@@ -272,6 +272,18 @@ class House:
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not keeper.is_server(files, pid), "the server is gone")
 
+    @contextmanager
+    def down(self, name: str) -> Iterator[None]:
+        """kill -9 of a PostgreSQL server, which stays down meanwhile."""
+        keeping = int(keeper.Files(self.servers[name].folder).keeper_lock.read_text())
+        os.kill(keeping, signal.SIGSTOP)
+        try:
+            self.kill_server(name)
+            yield
+        finally:
+            os.kill(keeping, signal.SIGCONT)
+        self.server_is_back(name)
+
     def server_is_back(self, name: str) -> None:
         """Waits until it accepts connections again."""
         self.servers[name].start()
