@@ -194,6 +194,15 @@ class House:
         by_json = json.dumps({name: address[name] for name in PARTICIPANTS})
         service("initiator", "tests.faults.initiator", "INITIATOR", **{**shared, "PARTICIPANTS": by_json})
 
+    def another(self, name: str) -> Service:
+        """A replica of a service, not yet started: the same settings, another address."""
+        first, address = self.services[name], f"127.0.0.1:{processes.free_port()}"
+        folder = self.folder / f"{name} again"
+        folder.mkdir()
+        told = {key: address if value == first.address else value for key, value in first.environment.items()}
+        self.services[folder.name] = made = Child(first.module, address, told, folder)
+        return made
+
     def _make_owner(self) -> str:
         request = identity_pb.CreateUserRequest(email="owner@example.org", person=initiator.person_of("owner"))
         request.person.person_id = ""
