@@ -31,6 +31,7 @@ class Report:
 def search(scenario: Scenario, without: frozenset[str] = frozenset()) -> Report:
     """Every world that can be reached. Stops at the first broken promise."""
     started = time.monotonic()
+    scenario = scenario.without(without)
     report = Report(scenario.title)
     steps = Steps(scenario, without)
     worlds = [scenario.start()]
@@ -114,6 +115,8 @@ def told(s: Scenario, step: Step) -> str:
         case "part", [int(place), str(text)]:
             t, p = s.places[place]
             return f"{name(p)}{f', transaction {t + 1},' if several else ''} {text}"
+        case "reader", [int(r), str(text)]:
+            return f"reader {r + 1} {text}" if len(s.reads) > 1 else f"reader {text}"
         case "log", [int(t), str(text)]:
             return f"transaction {t + 1}: {text}" if several else text
         case "asks", [int(p), int(t), str(content), str(answer)]:

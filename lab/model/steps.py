@@ -21,10 +21,12 @@ RULES = {
     "R2": "a fence overwrites what was decided",
     "R3": "a driver whose COMMIT was not answered says aborted without reading the log",
     "R4": "Resolve doesn't look at who asks, nor for what content",
+    "R4-fence": "Resolve says aborted of what is undecided, and writes nothing",
     "R6": "a vote counts whatever content it is for",
     "R9": "the sweeper discards what is old, without asking",
     "R10": "a reader takes prepared rows for nothing",
     "R14": "an id's age is not looked at",
+    "names": "a transaction is known by its id alone, whatever its coordinator's name",
 }
 """The rules that can be switched off, and what is done instead."""
 
@@ -65,8 +67,8 @@ class Steps:
             yield from self._database(w, t)
         for t, p, content in self._s.asks(w.net):
             yield from self._resolve(w, t, p, content)
-        if self._s.reads is not None:
-            yield from self._reader(w, *self._s.reads)
+        for reader, (t, p) in enumerate(self._s.reads):
+            yield from self._reader(w, reader, t, p)
 
     # --- the driver ---------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,8 @@ class Steps:
         """A question of this participant's sweeper, or of one that pushes, is answered: with fence."""
         bit = self._bit
         for row, after, broken in self._fenced(w, t):
+            if "R4-fence" in self._without and w.log[t] == NOTHING:
+                after, broken = w, ""
             if row is None:
                 if w.pending[t] == -1:
                     net = w.net | bit["expired", t, p]
@@ -278,37 +282,45 @@ class Steps:
 
     # --- a reader (R10) -----------------------------------------------------------------------------------------------
 
-    def _reader(self, w: World, t: int, p: int) -> Iterator[Step]:
+    def _reader(self, w: World, reader: int, t: int, p: int) -> Iterator[Step]:
+        """Its look, its question, the answer, and what it makes of that, are four steps: anything may come between."""
         place = self._place(t, p)
-        code, doing, known = w.parts[place], w.reader[:-1], w.reader[-1:]
-        if not doing:
-            known = "1" if self._acknowledged(w, t) else "0"
-            yield Step(("reader", "begins to look"), w._replace(reader="look" + known))
-            return
+        code, doing, known = w.parts[place], w.readers[reader][:-1], w.readers[reader][-1:]
+
+        def step(told: str, then: str, *, broken: str = "") -> Step:
+            return Step(("reader", reader, told), w._replace(readers=put(w.readers, reader, then)), broken=broken)
+
         missed = "a reader misses what was acknowledged before it began" if known == "1" else ""
-        if doing == "look":
-            if code[:1] == "c":
-                yield Step(("reader", "finds it"), w._replace(reader=""))
-            elif code[:1] == "p" and "R10" not in self._without:
-                yield Step(("reader", "meets prepared rows"), w._replace(reader="ask" + known))
-            elif code or w.ages[t] == FRESH:
-                yield Step(("reader", "finds nothing"), w._replace(reader=""), broken=missed)
-            else:
-                yield Step(("reader", "ends"), w._replace(reader=""))  # purged here: the entity itself stays
-            return
-        row = w.log[t]
-        content = code[1:]
-        if row == NOTHING and w.pending[t] == -1 and Age.FINE in self._ages(w, t):
-            yield Step(("reader", "is answered undecided: finds nothing"), w._replace(reader=""), broken=missed)
-        elif row != NOTHING and code[:1] == "p":
-            answer = self._answer(row, p, content)
-            after = self._holds(w, place, "c" + content if answer is Outcome.COMMITTED else "a")
-            if answer is Outcome.COMMITTED:
-                after = after._replace(net=after.net | self._bit["ack", t, p])
-            yield Step(("reader", f"is answered {answer.value}, applies it"), after._replace(reader="look" + known))
-        elif code[:1] != "p":
-            yield Step(("reader", "looks again"), w._replace(reader="look" + known))
-        yield Step(("reader", "can't be told: in doubt"), w._replace(reader=""))
+        match doing:
+            case "":
+                yield step("begins to look", "look1" if self._acknowledged(w, t) else "look0")
+            case "look":
+                if code[:1] == "c":
+                    yield step("finds it", "")
+                elif code[:1] == "p" and "R10" not in self._without:
+                    yield step("meets prepared rows", "ask" + known)
+                elif code or w.ages[t] == FRESH:
+                    yield step("finds nothing", "", broken=missed)
+                else:
+                    yield step("ends", "")  # purged here: the entity itself stays
+            case "ask":
+                yield step("can't be told: in doubt", "")
+                if code[:1] != "p":
+                    yield step("looks again", "look" + known)
+                elif w.log[t] != NOTHING:
+                    answer = self._answer(w.log[t], p, code[1:]).value
+                    yield step(f"is answered {answer}", f"told {answer}" + known)
+                elif Age.FINE in self._ages(w, t):  # a plain look, so that it waits for no INSERT that is pending
+                    yield step("is answered undecided: finds nothing", "", broken=missed)
+            case _:
+                message, verdict_of = ("commit", on_commit) if doing == "told committed" else ("abort", on_abort)
+                for age in self._ages(w, t):
+                    verdict = _verdict(verdict_of, code, age)
+                    for applied in self._end(w, place, message, verdict):
+                        after = applied.world._replace(readers=put(w.readers, reader, "look" + known))
+                        yield Step(("reader", reader, f"applies it: {verdict.value}"), after, broken=applied.broken)
+                    if verdict is Act.ANSWER_OK or isinstance(verdict, Reason):
+                        yield step(f"finds that it was applied: {verdict.value}", "look" + known)
 
     def _acknowledged(self, w: World, t: int) -> bool:
         return any(

@@ -6,7 +6,7 @@ Everything is a small integer or a short string, so that a world is cheap to com
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -38,15 +38,22 @@ class Driver:
 class Scenario:
     """Who takes part.
 
-    same_entity: whether the transactions want the same entity, of which there can be one. reads: (transaction,
-    participant) that a reader looks for, again and again. ages: whether ids grow old and rows are purged.
+    same_entity: whether the transactions want the same entity, of which there can be one. reads: for each reader the
+    (transaction, participant) that it looks for, again and again. ages: whether ids grow old and rows are purged.
     """
 
     title: str
     drivers: Sequence[Driver]
     same_entity: bool = False
-    reads: tuple[int, int] | None = None
+    reads: Sequence[tuple[int, int]] = ()
     ages: bool = False
+
+    def without(self, rules: frozenset[str]) -> Scenario:
+        """The same where a rule about names is switched off."""
+        if "names" not in rules:
+            return self
+        drivers = [replace(driver, transaction=0) for driver in self.drivers]
+        return replace(self, drivers=drivers, reads=[(0, p) for _, p in self.reads])
 
     @cached_property
     def transactions(self) -> int:
@@ -89,7 +96,7 @@ class Scenario:
             own=0,
             net=net,
             ages=(FRESH,) * self.transactions,
-            reader="",
+            readers=("",) * len(self.reads),
         )
 
     def asks(self, net: int) -> Iterator[tuple[int, int, str]]:
@@ -109,7 +116,8 @@ class World(NamedTuple):
     parts: what each participant holds: "" or a letter for its state, then the content: "pA", "cA", "a".
     parked: a bit for each part. own: a bit for each driver whose own rows are there.
     net: a bit for each message that was ever sent. None is ever taken away: it may arrive now, later, twice, or never.
-    reader: "", or "look" or "ask" and whether the transaction was acknowledged before this read began.
+    readers: each "", or "look", "ask", "told committed" or "told aborted", and whether the transaction was acknowledged
+    before this read began ("1" or "0").
     """
 
     log: tuple[int, ...]
@@ -122,7 +130,7 @@ class World(NamedTuple):
     own: int
     net: int
     ages: tuple[int, ...]
-    reader: str
+    readers: tuple[str, ...]
 
 
 T = TypeVar("T")

@@ -386,12 +386,12 @@ def ledger(new_database: Callable[[str], str], coordinators: ScriptedCoordinator
 
 
 def test_any_sequence_of_calls(ledger: Member, coordinators: ScriptedCoordinator) -> None:
-    """100 sequences of up to forty calls; a thousand with --full."""
+    """80 sequences of up to forty calls; a thousand with --full."""
     made = type("TableOf", (Table,), {"where": ledger, "script": coordinators})
     run_state_machine_as_test(
         made,
         settings=settings(
-            max_examples=1_000 if FULL else 100,
+            max_examples=1_000 if FULL else 80,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
