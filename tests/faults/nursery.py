@@ -73,17 +73,22 @@ def run(module: str, *arguments: str, environment: Mapping[str, str], log: Path)
 
 @dataclass(eq=False)
 class Child(Service):
-    """A service out of the nursery."""
+    """A service out of the nursery; started the ordinary way where the linker is told something by its environment."""
 
     _child: BaseProcess | None = field(default=None, repr=False)
 
     @property
     def pid(self) -> int:
-        assert self._child is not None
+        if self._child is None:
+            return super().pid
         assert self._child.pid is not None
         return self._child.pid
 
     def start(self) -> None:
+        if "LD_PRELOAD" in self.environment:
+            self._child = None
+            super().start()
+            return
         environment = {**os.environ, **self.environment, "TANDEM_FAILPOINTS": self.failpoints}
         self._child, hears = _begin(self.module, (), environment, self.log)
         watchdog = threading.Timer(START_S, self._child.kill)
@@ -99,19 +104,23 @@ class Child(Service):
         self.metrics = line.rstrip().rpartition("metrics=")[2]
 
     def died(self) -> int | None:
-        assert self._child is not None
+        if self._child is None:
+            return super().died()
         code = self._child.exitcode
         return None if code is None else max(0, -code)
 
     def kill(self) -> None:
-        if self._child is not None:
+        if self._child is None:
+            super().kill()
+        else:
             self._child.kill()
             self._child.join(STOP_S)
 
     def stop(self) -> None:
-        if self._child is None or self.died() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        self._child.join(STOP_S)
-        self.kill()
+        if self._child is None:
+            super().stop()
+        elif self.died() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            self._child.join(STOP_S)
+            self.kill()
