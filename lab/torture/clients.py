@@ -1,4 +1,7 @@
-"""Clients that sign up, invite, accept, read and update, and write down what they were told."""
+"""Clients that sign up, invite, accept, read and update, and write down what they were told.
+
+Each reads at once what it was told. Most reads and updates go to whoever came last, where something may be in doubt.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,29 @@ from typing import Any
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from identity_stub.client import Identity
+from identity_stub.client import CALL_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Identity, may_pass
+from lab.torture import content
 from lab.torture.history import Answer, Call, History
+from lab.torture.invariants import TRANSPORT
+from lab.torture.plan import PATIENCE_S
 from tandem.identity.v1 import identity_service_pb2 as identity_pb
 from tandem.profiles.client import open_profiles
-from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
+from tandem.profiles.v1 import business_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as profiles_pb
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.status import from_rpc_error
 
-PATIENCE_S = 25.0
-"""How long a client repeats one request before it goes away without knowing how it ended."""
-
 READ_S = 3.0
+
+GRACE_S = 3.0
+"""How long a request is still repeated after the run has ended: nothing is broken any more by then."""
+
+NEWEST = 5
+NEWEST_SHARE = 0.8
+"""Of reads and updates: to one of the newest."""
+
+DUPLICATES_SHARE = 0.12
+"""Of creates: they ask for what is taken."""
 
 _PERHAPS = frozenset(
     {
@@ -43,6 +56,24 @@ _PERHAPS = frozenset(
 )
 """Answers after which a repeat may succeed: the client may not say that it was refused."""
 
+_NOT_OURS = "the call ended with "
+"""How an error begins that no server of ours has answered (tandem.runtime.status)."""
+
+
+class Stop:
+    """Tells clients that the run is over."""
+
+    def __init__(self) -> None:
+        self.over_at = float("inf")
+
+    def set(self) -> None:
+        """Now. over_at: by the monotonic clock."""
+        self.over_at = time.monotonic()
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self.over_at != float("inf")
+
 
 @dataclass
 class World:
@@ -58,10 +89,12 @@ class World:
             (self.users if kind == "user" else self.businesses).append(known)
 
     def one(self, kind: str, chance: random.Random) -> dict[str, str] | None:
-        """One of them."""
+        """One of them, most often one of the newest."""
         with self.lock:
             known = self.users if kind == "user" else self.businesses
-            return chance.choice(known) if known else None
+            if not known:
+                return None
+            return chance.choice(known[-NEWEST:] if chance.random() < NEWEST_SHARE else known)
 
 
 class Client(threading.Thread):
@@ -74,11 +107,11 @@ class Client(threading.Thread):
         address: Mapping[str, str],
         world: World,
         history: History,
-        stopping: threading.Event,
+        stopping: Stop,
     ) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self._number = number
-        self._random = random.Random(seed * 1_000 + number)
+        self._random = random.Random(f"{seed} client {number}")
         self._address = address
         self._world = world
         self._history = history
@@ -87,10 +120,13 @@ class Client(threading.Thread):
         self.failure: Exception | None = None
 
     def run(self) -> None:
-        """One call after another."""
+        """Each kind of call once, then one after another at random."""
         kinds: list[tuple[Callable[[], None], int]] = [
-            (self._sign_up, 6), (self._create_user, 3), (self._invite, 3), (self._read, 8), (self._update, 4),
+            (self._sign_up, 6), (self._create_user, 3), (self._invite, 3), (self._read_user, 6),
+            (self._read_business, 4), (self._update_person, 4), (self._update_business, 2),
         ]  # fmt: skip
+        opening: list[Callable[[], None]] = [call for call, _ in kinds]
+        opening += [lambda: self._sign_up(taken=True), lambda: self._create_user(taken=True)]
         calls, weights = [call for call, _ in kinds], [weight for _, weight in kinds]
         with (
             Identity(self._address["identity"], patience_s=PATIENCE_S) as self._identity,
@@ -99,52 +135,52 @@ class Client(threading.Thread):
             self._profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
             try:
                 while not self._stopping.is_set():
-                    self._random.choices(calls, weights)[0]()
+                    (opening.pop(0) if opening else self._random.choices(calls, weights)[0])()
             except Exception as error:  # a client must not die unseen
                 self.failure = error
 
     # --- creating ---------------------------------------------------------------------------------------------
 
-    def _sign_up(self) -> None:
+    def _sign_up(self, *, taken: bool = False) -> None:
         name = self._fresh()
         email, registration = f"{name}@example.org", name.upper()
-        taken = self._world.one("business", self._random) if self._random.random() < 0.1 else None
-        if taken is not None:
-            registration = taken["registration"]
+        other = self._taken("business", taken)
+        if other is not None:
+            registration = other["registration"]
         request = identity_pb.SignUpRequest(
-            request_id=name, email=email, person=_person(name), business=_business(name, registration)
+            request_id=name,
+            email=email,
+            person=content.person(name, email),
+            business=content.business(name, registration),
         )
-        call = self._history.begin(
-            self._number, "sign_up", email=email, name=name, registration=registration, duplicate=str(taken is not None)
+        call = self._begin(
+            "sign_up", email=email, name=name, registration=registration, duplicate=str(other is not None)
         )
-        answer = self._call(call, self._identity.stub.SignUp, request)
-        if answer is not None:
-            business = answer.business
-            self._told(call, answer.user, business_id=business.business_id, entity_id=business.profile_business_id)
+        answer = self._create(call, self._identity.stub.SignUp, request)
+        if answer is None:
+            return
+        business = {
+            "business_id": answer.business.business_id,
+            "entity_id": answer.business.profile_business_id,
+            "owner": answer.user.user_id,
+            "registration": registration,
+        }
+        user = self._told(call, answer.user, business_id=business["business_id"], entity_id=business["entity_id"])
+        self._world.add("business", business)
+        self._look_at_business(business)
+        self._look_at_user(user)
 
-            self._world.add(
-                "business",
-                {
-                    "business_id": business.business_id,
-                    "entity_id": business.profile_business_id,
-                    "owner": answer.user.user_id,
-                    "registration": registration,
-                },
-            )
-
-    def _create_user(self) -> None:
+    def _create_user(self, *, taken: bool = False) -> None:
         name = self._fresh()
         email = f"{name}@example.org"
-        taken = self._world.one("user", self._random) if self._random.random() < 0.1 else None
-        if taken is not None:
-            email = taken["email"]
-        request = identity_pb.CreateUserRequest(request_id=name, email=email, person=_person(name))
-        call = self._history.begin(
-            self._number, "create_user", email=email, name=name, duplicate=str(taken is not None)
-        )
-        answer = self._call(call, self._identity.stub.CreateUser, request)
+        other = self._taken("user", taken)
+        if other is not None:
+            email = other["email"]
+        request = identity_pb.CreateUserRequest(request_id=name, email=email, person=content.person(name, email))
+        call = self._begin("create_user", email=email, name=name, duplicate=str(other is not None))
+        answer = self._create(call, self._identity.stub.CreateUser, request)
         if answer is not None:
-            self._told(call, answer.user)
+            self._look_at_user(self._told(call, answer.user))
 
     def _invite(self) -> None:
         business = self._world.one("business", self._random)
@@ -159,99 +195,161 @@ class Client(threading.Thread):
             email=email,
             role=business_pb2.ROLE_DIRECTOR,
         )
-        call = self._history.begin(self._number, "invite", email=email, business_id=business["business_id"])
-        answer = self._call(call, self._identity.stub.InviteUser, invite)
+        call = self._begin("invite", email=email, business_id=business["business_id"])
+        answer = self._create(call, self._identity.stub.InviteUser, invite)
         if answer is None:
             return
-        self._history.end(call, Answer.OK)
+        invitation_id = answer.invitation.invitation_id
+        self._history.end(call, Answer.OK, invitation_id=invitation_id)
         accept = identity_pb.AcceptInvitationRequest(
-            request_id=f"{name}-accept", invitation_id=answer.invitation.invitation_id, person=_person(name)
+            request_id=f"{name}-accept", invitation_id=invitation_id, person=content.person(name, email)
         )
-        call = self._history.begin(
-            self._number, "accept", email=email, name=name, business_id=business["business_id"],
-            entity_id=business["entity_id"], duplicate="False",
+        call = self._begin(
+            "accept", email=email, name=name, business_id=business["business_id"], entity_id=business["entity_id"],
+            invitation_id=invitation_id, duplicate="False",
         )  # fmt: skip
-        answer = self._call(call, self._identity.stub.AcceptInvitation, accept)
+        answer = self._create(call, self._identity.stub.AcceptInvitation, accept)
         if answer is not None:
-            self._told(call, answer.user)
+            user = self._told(call, answer.user)
+            self._look_at_business(business)
+            self._look_at_user(user)
 
-    # --- looking and changing -----------------------------------------------------------------------------------
+    def _taken(self, kind: str, certainly: bool) -> dict[str, str] | None:
+        """Somebody whose address or number is to be asked for a second time."""
+        return self._world.one(kind, self._random) if certainly or self._random.random() < DUPLICATES_SHARE else None
 
-    def _read(self) -> None:
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def _read_user(self) -> None:
         user = self._world.one("user", self._random)
-        if user is None:
-            return
-        call = self._history.begin(self._number, "read", person_id=user["person_id"])
-        self._get(call, user["person_id"])
+        if user is not None:
+            self._look_at_user(user)
 
-    def _update(self) -> None:
+    def _read_business(self) -> None:
+        business = self._world.one("business", self._random)
+        if business is not None:
+            self._look_at_business(business)
+
+    def _look_at_user(self, user: Mapping[str, str]) -> None:
+        """At the person first: what was acknowledged a moment ago may still be in doubt there."""
+        self._person(user["person_id"])
+        call = self._begin("read_user", id=user["user_id"])
+        answer = self._read(call, self._identity.stub.GetUser, identity_pb.GetUserRequest(user_id=user["user_id"]))
+        if answer is not None:
+            self._history.end(call, Answer.OK, version="1", value=answer.user.email, people="")
+
+    def _look_at_business(self, business: Mapping[str, str]) -> None:
+        self._business(business["entity_id"])
+        call = self._begin("read_account", id=business["business_id"])
+        request = identity_pb.GetBusinessRequest(business_id=business["business_id"])
+        answer = self._read(call, self._identity.stub.GetBusiness, request)
+        if answer is not None:
+            members = [f"{member.user_id}:{_role(member.role)}" for member in answer.business.members]
+            value = answer.business.profile_business_id
+            self._history.end(call, Answer.OK, version="1", value=value, people=" ".join(members))
+
+    def _person(self, person_id: str) -> Any | None:
+        call = self._begin("read_person", id=person_id)
+        answer = self._read(call, self._profiles.GetPerson, profiles_pb.GetPersonRequest(person_id=person_id))
+        if answer is None:
+            return None
+        person = answer.person
+        self._history.end(call, Answer.OK, version=str(person.version), value=person.name.display_name, people="")
+        return person
+
+    def _business(self, entity_id: str) -> Any | None:
+        call = self._begin("read_business", id=entity_id)
+        answer = self._read(call, self._profiles.GetBusiness, profiles_pb.GetBusinessRequest(business_id=entity_id))
+        if answer is None:
+            return None
+        business = answer.business
+        people = " ".join(f"{one.person_id}:{_role(one.role)}" for one in business.people)
+        self._history.end(call, Answer.OK, version=str(business.version), value=business.legal_name, people=people)
+        return business
+
+    # --- changing -----------------------------------------------------------------------------------------------
+
+    def _update_person(self) -> None:
         user = self._world.one("user", self._random)
-        if user is None:
-            return
-        call = self._history.begin(self._number, "read", person_id=user["person_id"])
-        person = self._get(call, user["person_id"])
+        person = self._person(user["person_id"]) if user is not None else None
         if person is None:
             return
-        version, value = person.version, f"v-{self._fresh()}"
+        value, version = f"v-{self._fresh()}", str(person.version)
         person.name.display_name = value
         request = profiles_pb.UpdatePersonRequest(person=person, update_mask=FieldMask(paths=["name.display_name"]))
-        call = self._history.begin(
-            self._number, "update", person_id=user["person_id"], version=str(version), value=value
-        )
-        try:
-            answer = self._profiles.UpdatePerson(request, timeout=READ_S)
-        except grpc.RpcError as error:
-            self._failed(call, from_rpc_error(error), certain=(Reason.VERSION_MISMATCH,))
-        else:
+        call = self._begin("update_person", id=person.person_id, version=version, value=value)
+        answer = self._change(call, self._profiles.UpdatePerson, request)
+        if answer is not None:
             self._history.end(call, Answer.OK, version=str(answer.person.version))
+            self._person(person.person_id)
 
-    def _get(self, call: Call, person_id: str) -> Any | None:
-        try:
-            answer = self._profiles.GetPerson(profiles_pb.GetPersonRequest(person_id=person_id), timeout=READ_S)
-        except grpc.RpcError as error:
-            self._failed(call, from_rpc_error(error), certain=(Reason.NOT_FOUND,))
-            self._pause()
-            return None
-        self._history.end(call, Answer.OK, version=str(answer.person.version))
-        return answer.person
+    def _update_business(self) -> None:
+        known = self._world.one("business", self._random)
+        business = self._business(known["entity_id"]) if known is not None else None
+        if business is None:
+            return
+        value, version = f"v-{self._fresh()} Ltd", str(business.version)
+        changed = business_pb2.Business(business_id=business.business_id, version=business.version, legal_name=value)
+        request = profiles_pb.UpdateBusinessRequest(business=changed, update_mask=FieldMask(paths=["legal_name"]))
+        call = self._begin("update_business", id=business.business_id, version=version, value=value)
+        answer = self._change(call, self._profiles.UpdateBusiness, request)
+        if answer is not None:
+            self._history.end(call, Answer.OK, version=str(answer.business.version))
+            self._business(business.business_id)
 
     # --- shared -------------------------------------------------------------------------------------------------
 
-    def _call(self, call: Call, method: Callable[..., Any], request: Any) -> Any | None:
+    def _begin(self, kind: str, **asked: str) -> Call:
+        return self._history.begin(self._number, kind, **asked)
+
+    def _create(self, call: Call, method: Callable[..., Any], request: Any) -> Any | None:
+        """The answer, asked for until there is one; or None, and the call is ended. Its repeats do no harm."""
+        until, pause_s = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+        while True:
+            try:
+                return method(request, timeout=CALL_S)
+            except grpc.RpcError as caught:
+                rpc_error = caught
+            error = from_rpc_error(rpc_error)
+            wait_s = max(error.retry_after_s or 0.0, pause_s) * self._random.uniform(1.0, 1.25)
+            if not may_pass(error) or time.monotonic() + wait_s > min(until, self._stopping.over_at + GRACE_S):
+                self._failed(call, error, refused=error.reason not in _PERHAPS)
+                return None
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _read(self, call: Call, method: Callable[..., Any], request: Any) -> Any | None:
         """The answer; or None, and the call is ended."""
+        answer = self._once(call, method, request, refused=Reason.NOT_FOUND)
+        if answer is None:
+            time.sleep(0.02)  # nobody is there: not all of a core for asking again
+        return answer
+
+    def _change(self, call: Call, method: Callable[..., Any], request: Any) -> Any | None:
+        return self._once(call, method, request, refused=Reason.VERSION_MISMATCH)
+
+    def _once(self, call: Call, method: Callable[..., Any], request: Any, *, refused: Reason) -> Any | None:
         try:
-            return self._identity.call(method, request)
-        except TandemError as error:
-            self._failed(call, error)
+            return method(request, timeout=READ_S)
+        except grpc.RpcError as caught:
+            error = from_rpc_error(caught)
+            self._failed(call, error, refused=error.reason is refused)
             return None
 
-    def _failed(self, call: Call, error: TandemError, *, certain: tuple[Reason, ...] | None = None) -> None:
-        refused = error.reason in certain if certain is not None else error.reason not in _PERHAPS
-        self._history.end(call, Answer.REFUSED if refused else Answer.UNKNOWN, error.reason.value)
+    def _failed(self, call: Call, error: TandemError, *, refused: bool) -> None:
+        transport = TRANSPORT if error.reason is Reason.INTERNAL and error.message.startswith(_NOT_OURS) else ""
+        self._history.end(call, Answer.REFUSED if refused else Answer.UNKNOWN, error.reason.value + transport)
 
-    def _told(self, call: Call, user: Any, **more: str) -> None:
+    def _told(self, call: Call, user: Any, **more: str) -> dict[str, str]:
         self._history.end(call, Answer.OK, user_id=user.user_id, person_id=user.person_id, **more)
-        self._world.add("user", {"user_id": user.user_id, "person_id": user.person_id, "email": user.email})
+        known = {"user_id": user.user_id, "person_id": user.person_id, "email": user.email}
+        self._world.add("user", known)
+        return known
 
     def _fresh(self) -> str:
         self._made += 1
         return f"c{self._number}n{self._made}"
 
-    def _pause(self) -> None:
-        time.sleep(0.02)  # nobody is there: not all of a core for asking again
 
-
-def _person(name: str) -> person_pb2.Person:
-    return person_pb2.Person(
-        name=person_pb2.PersonName(given_name=name, family_name="Torture", display_name=name),
-        nationalities=["GB"],
-    )
-
-
-def _business(name: str, registration: str) -> business_pb2.Business:
-    return business_pb2.Business(
-        legal_name=f"{name} Ltd",
-        entity_type=business_pb2.ENTITY_TYPE_CORPORATION,
-        registration_country="GB",
-        registration_number=registration,
-    )
+def _role(role: business_pb2.Role.ValueType) -> str:
+    return business_pb2.Role.Name(role).removeprefix("ROLE_").lower()

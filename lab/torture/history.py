@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -33,6 +34,11 @@ class Call:
     reason: str = ""
     told: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def over(self) -> float:
+        """When it ended; never, while it runs."""
+        return float("inf") if self.ended is None else self.ended
+
     def __str__(self) -> str:
         ended = "…" if self.ended is None else f"{self.ended:.3f}"
         told = f"{self.answer} {self.reason} {self.told}"
@@ -46,10 +52,15 @@ class History:
         self._calls: list[Call] = []
         self._lock = threading.Lock()
         self._began = time.monotonic()
+        self._wall = time.time()
 
     def now(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._began
+
+    def since(self, moment: datetime) -> float:
+        """A database's time as seconds since the run began: both read the clock of this machine."""
+        return moment.timestamp() - self._wall
 
     def begin(self, client: int, kind: str, **asked: str) -> Call:
         """A call that is about to be made."""

@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 from lab import checks, processes
 from lab.processes import Service
 from lab.proxy import TcpProxy
+from lab.wire_pg import ClientMessages
 from tandem.runtime import _postgres_keeper as keeper
 from tandem.runtime.postgres import EmbeddedPostgres
 
@@ -18,7 +19,18 @@ TTL_S = 10
 DATABASE_OF = {"identity": "identity", "coordinator": "identity", "profiles": "profiles"}
 """Service → whose server its database is on."""
 
+SERVICES = ("identity", "profiles", "coordinator")
+DATABASES = ("PostgreSQL of identity", "PostgreSQL of profiles")
+INNER_WIRES = ("identity to profiles", "profiles to coordinator", "coordinator to profiles")
+DATABASE_WIRES = tuple(f"{service} to its database" for service in SERVICES)
+CLIENT_WIRES = ("clients to identity", "clients to profiles")
+
 CONTROLS = ("dual-write", "sweep-by-age")
+
+CONFIRMS = ("wait", "background", "background")
+"""How identity confirms, from one start to the next: most signups are answered before their profile is visible."""
+
+MAX_CLIENT_LINKS = 256
 
 
 class House:
@@ -32,14 +44,22 @@ class House:
         self._control = control
         self.services: dict[str, Service] = {}
         self.wires: dict[str, TcpProxy] = {}
+        self.confirmed: list[str] = []
+
+    @property
+    def victims(self) -> tuple[str, ...]:
+        """Everything that can be broken."""
+        return (*SERVICES, *DATABASES, *INNER_WIRES, *DATABASE_WIRES, *CLIENT_WIRES)
 
     def start(self) -> checks.Databases:
         """From nothing: servers, tables, processes."""
         for server in self.databases.values():
             server.start()
         urls = {name: server.database_url(name) for name, server in self.databases.items()}
-        for who, whom in (("identity", "profiles"), ("profiles", "coordinator"), ("coordinator", "profiles")):
-            self.wires[f"{who} to {whom}"] = TcpProxy(self.address[whom])
+        for wire in INNER_WIRES:
+            self.wires[wire] = TcpProxy(self.address[wire.rpartition(" to ")[2]])
+        for wire in CLIENT_WIRES:
+            self.wires[wire] = TcpProxy(self.address[wire.rpartition(" to ")[2]], max_links=MAX_CLIENT_LINKS)
         over = {name: self._wired(name, database) for name, database in DATABASE_OF.items()}
         shared = {"TTL_S": str(TTL_S), "METRICS_LISTEN": "127.0.0.1:0", "LOG_LEVEL": "WARNING", "DRAIN_S": "1"}
         sweeping = {
@@ -60,9 +80,25 @@ class House:
             self.services["identity"].module = "lab.torture.naive_identity"
         if self._control == "sweep-by-age":
             self.services["profiles"].module = "lab.torture.naive_profiles"
-        for service in self.services.values():
-            service.start()
+        for name in self.services:
+            self.start_service(name)
         return checks.Databases(urls["identity"], urls["profiles"])
+
+    def start_service(self, name: str) -> None:
+        """Starts one of them; identity with the next of its ways to confirm. Raises ProcessFailed."""
+        service = self.services[name]
+        if name == "identity":
+            confirm = CONFIRMS[len(self.confirmed) % len(CONFIRMS)]
+            service.environment = {**service.environment, "IDENTITY_CONFIRM": confirm}
+            service.start()
+            self.confirmed.append(confirm)
+        else:
+            service.start()
+
+    @property
+    def for_clients(self) -> dict[str, str]:
+        """Service → where clients reach it."""
+        return {wire.rpartition(" to ")[2]: self.wires[wire].address for wire in CLIENT_WIRES}
 
     def _add(self, name: str, module: str, url: str, settings: dict[str, str]) -> None:
         prefix = f"{name.upper()}_"
@@ -73,22 +109,26 @@ class House:
     def _wired(self, service: str, database: str) -> str:
         """The URL of a service's database, by way of a wire of its own."""
         url = make_url(self.databases[database].tcp_url(database))
-        wire = self.wires[f"{service} to its database"] = TcpProxy(f"{url.host}:{url.port}")
+        wire = self.wires[f"{service} to its database"] = TcpProxy(f"{url.host}:{url.port}", requests=ClientMessages)
         over = url.set(host="127.0.0.1", port=wire.port, query={"sslmode": "disable", "gssencmode": "disable"})
         return over.render_as_string(hide_password=False)
 
     def restart_database(self, name: str) -> None:
-        """After it was killed. It may listen elsewhere now."""
-        self.databases[name].start()
+        """After it was killed. It may listen elsewhere now. name: one of DATABASES."""
+        server = self._server(name)
+        server.start()
         for service, database in DATABASE_OF.items():
-            if database == name:
-                self.wires[f"{service} to its database"].target = f"127.0.0.1:{self.databases[name].port}"
+            if self.databases[database] is server:
+                self.wires[f"{service} to its database"].target = f"127.0.0.1:{server.port}"
 
     def postmaster(self, name: str) -> int:
-        """The process id of a PostgreSQL server; 0 while it is not there."""
-        files = keeper.Files(self.databases[name].folder)
+        """The process id of a PostgreSQL server, one of DATABASES; 0 while it is not there."""
+        files = keeper.Files(self._server(name).folder)
         pid, _ = keeper.read_postmaster(files)
         return pid if pid and keeper.is_server(files, pid) else 0
+
+    def _server(self, name: str) -> EmbeddedPostgres:
+        return self.databases[name.rpartition(" of ")[2]]
 
     def stop(self) -> None:
         """Everything, in the other order."""

@@ -1,210 +1,299 @@
-"""Judges a history against both databases, by SQL; nothing of the product is used to judge it."""
+"""Judges a history against both databases, by SQL; nothing of the product is used to judge it.
+
+I4 and I6, about versions, are in `versions.py`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
-from lab.checks import NAMESPACE_IDENTITY, NAMESPACE_IDENTITY_BUSINESS, Databases, uuid5
-from lab.torture.history import Answer, Call, History
+from lab.torture import content
+from lab.torture.faults import Fault, overlapping
+from lab.torture.history import Answer, Call
+from lab.torture.state import Entity, Role, State, entity_of, person_of
+from lab.torture.verdict import CREATES, Verdict, creations
+from lab.torture.versions import never_missed, versions
 
-CREATES = ("sign_up", "create_user", "accept")
+_ENTITIES_OF = {
+    "sign_up": {"person": 1, "business": 1, "role": 1},
+    "create_user": {"person": 1},
+    "accept_invitation": {"person": 1, "role": 1},
+}
+"""What a request's transaction has staged, all of it or nothing."""
 
+_EXPECTED = {"update_person": {"VERSION_MISMATCH"}, "update_business": {"VERSION_MISMATCH"}}
+"""Refusals that need no explanation; a create's is explained by `duplicate`, a read's is I4's."""
 
-@dataclass
-class Verdict:
-    """One invariant: what breaks it, in words, with the calls concerned."""
-
-    name: str
-    what: str
-    broken: list[str] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing breaks it."""
-        return not self.broken
-
-
-@dataclass
-class State:
-    """Both databases after quiet."""
-
-    users: dict[UUID, str]
-    businesses: set[UUID]
-    members: set[tuple[UUID, UUID, str]]
-    persons: dict[UUID, tuple[str, int, str, UUID]]
-    entities: dict[UUID, tuple[str, UUID]]
-    roles: dict[tuple[UUID, UUID, str], tuple[str, UUID]]
-    outcomes: dict[UUID, str]
-
-    @property
-    def orphans(self) -> int:
-        """Users without a Person, Persons without a user, and likewise for businesses and roles."""
-        return sum(len(some) for some in _splits(self))
+TRANSPORT = " (transport)"
+"""Behind a reason that no server of ours gave: the connection ended in the middle of the answer."""
 
 
-def read(databases: Databases) -> State:
-    """What both databases hold now."""
-
-    def table(database: str, sql: str) -> list[tuple[object, ...]]:
-        return databases.rows(database, sql)
-
-    return State(
-        users=dict(table("identity", "SELECT user_id, email FROM identity.users")),  # type: ignore[arg-type]
-        businesses={row[0] for row in table("identity", "SELECT business_id FROM identity.businesses")},  # type: ignore[misc]
-        members=set(table("identity", "SELECT business_id, user_id, role FROM identity.members")),  # type: ignore[arg-type]
-        persons={
-            row[0]: row[1:]  # type: ignore[misc]
-            for row in table(
-                "profiles", "SELECT person_id, state, version, display_name, transaction_id FROM profiles.person"
-            )
-        },
-        entities={
-            row[0]: row[1:]  # type: ignore[misc]
-            for row in table("profiles", "SELECT business_id, state, transaction_id FROM profiles.business")
-        },
-        roles={
-            row[:3]: row[3:]  # type: ignore[misc]
-            for row in table(
-                "profiles", "SELECT business_id, person_id, role, state, transaction_id FROM profiles.business_person"
-            )
-        },
-        outcomes=dict(table("identity", "SELECT transaction_id, outcome FROM twophase.decision")),  # type: ignore[arg-type]
-    )
-
-
-def judge(history: History, state: State, databases: Databases, *, protocol: bool = True) -> list[Verdict]:
-    """I1 to I6. protocol: whether decisions exist at all (not in the control group that has none)."""
-    calls = [call for call in history if call.ended is not None]
+def judge(
+    calls: Iterable[Call], state: State, faults: Collection[Fault] = (), *, protocol: bool = True
+) -> list[Verdict]:
+    """I0 to I6. protocol: whether decisions exist at all (not in the control group that has none)."""
+    told = list(calls)
     return [
+        _explained(told, faults),
         _both_sides(state, protocol=protocol),
-        _quiet(databases),
-        _kept(calls, state),
-        _never_missed(calls),
-        _refused(calls, state),
-        _versions(calls, state),
+        _quiet(state, protocol=protocol),
+        _kept(told, state),
+        never_missed(told),
+        _refused(told, state),
+        versions(told, state),
     ]
 
 
-def _splits(state: State) -> tuple[set[object], ...]:
-    persons = {uuid5(NAMESPACE_IDENTITY, str(user_id)) for user_id in state.users}
-    entities = {uuid5(NAMESPACE_IDENTITY_BUSINESS, str(business_id)) for business_id in state.businesses}
-    roles = {
-        (uuid5(NAMESPACE_IDENTITY_BUSINESS, str(b)), uuid5(NAMESPACE_IDENTITY, str(u)), role)
-        for b, u, role in state.members
-    }
-    active = {id_ for id_, row in state.persons.items() if row[0] == "active"}
-    active_entities = {id_ for id_, row in state.entities.items() if row[0] == "active"}
-    active_roles = {id_ for id_, row in state.roles.items() if row[0] == "active"}
-    return persons ^ active, entities ^ active_entities, roles ^ active_roles
+def _explained(calls: Sequence[Call], faults: Collection[Fault]) -> Verdict:
+    verdict = Verdict("I0", "every answer is one that its call explains, and none is INTERNAL")
+    for call in calls:
+        verdict.judged += 1
+        if call.reason == f"INTERNAL{TRANSPORT}":
+            if not overlapping(faults, call.began, call.over):
+                verdict.add("INTERNAL of the transport, without any fault", call)
+        elif call.reason == "INTERNAL":
+            verdict.add("INTERNAL", call)
+        elif call.answer is Answer.REFUSED and call.kind in (*CREATES, "invite", *_EXPECTED):
+            expected = {"ALREADY_EXISTS"} if call.asked.get("duplicate") == "True" else _EXPECTED.get(call.kind, set())
+            if call.reason not in expected:
+                verdict.add("nothing spoke against it", call)
+        elif call.answer is Answer.OK and call.asked.get("duplicate") == "True":
+            verdict.add("what is taken was given again", call)
+    return verdict
+
+
+# --- I1 and I2: the databases alone -------------------------------------------------------------------------------
 
 
 def _both_sides(state: State, *, protocol: bool) -> Verdict:
     verdict = Verdict(
         "I1", "user exists ⇔ its Person is active; likewise businesses, roles; all or none of a transaction"
     )
-    for kind, split in zip(("person", "business", "role"), _splits(state), strict=True):
-        verdict.broken += [f"{kind} {id_} is on one side only" for id_ in sorted(split, key=str)]
-    states: dict[UUID, set[str]] = defaultdict(set)
-    for row in (*state.persons.values(), *state.entities.values(), *state.roles.values()):
-        states[row[-1]].add(row[0])  # type: ignore[index,arg-type]
-    verdict.broken += [f"transaction {id_} is {sorted(some)}" for id_, some in states.items() if len(some) > 1]
+    verdict.judged = len(state.persons) + len(state.entities) + len(state.roles)
+    known: dict[str, Mapping[Any, Entity]] = {
+        "person": state.persons,
+        "business": state.entities,
+        "role": state.roles,
+    }
+    for kind, split in state.splits.items():
+        for id_ in sorted(split, key=str):
+            row = known[kind].get(id_)
+            verdict.add(
+                f"{kind} {_text(id_)} is on one side only: {f'{row.state} at profiles' if row else 'not at profiles'}",
+                keys=_texts(id_),
+                transactions=[row.transaction_id] if row else [],
+            )
+    held: dict[UUID, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for kind, rows in known.items():
+        for row in rows.values():
+            held[row.transaction_id][kind].append(row.state)
+    for id_, kinds in held.items():
+        states = sorted({one for some in kinds.values() for one in some})
+        if states != ["active"]:
+            verdict.add(f"transaction {id_} is {states}", transactions=[id_])
     if protocol:
-        verdict.broken += [
-            f"transaction {id_} is active, and was decided {state.outcomes.get(id_)}"
-            for id_ in states
-            if state.outcomes.get(id_) != "committed"
-        ]
+        verdict.judged += len(state.decisions) + len(state.prepared)
+        _all_or_none(verdict, state, held)
     return verdict
 
 
-def _quiet(databases: Databases) -> Verdict:
+def _all_or_none(verdict: Verdict, state: State, held: dict[UUID, dict[str, list[str]]]) -> None:
+    """A committed decision has its own rows and its entities, all of them; an aborted one, or none, has nothing."""
+    for id_ in sorted(state.decisions.keys() | state.prepared.keys() | held.keys() | state.requests.keys(), key=str):
+        decision, prepared, request = state.decisions.get(id_), state.prepared.get(id_), state.requests.get(id_)
+        found = {kind: len(states) for kind, states in held.get(id_, {}).items()}
+        committed = decision is not None and decision.outcome == "committed"
+        wrong: list[str] = []
+        if committed:
+            wanted = _ENTITIES_OF[request.kind] if request else None
+            if request is None:
+                wrong.append("it was committed, and identity has nothing of it")
+            elif found != wanted:
+                wrong.append(f"it was committed, and profiles has {found} of it instead of {wanted}")
+            elif not _own_rows(state, request.user_id, request.business_id):
+                wrong.append("it was committed, and what identity wrote has gone")
+            if prepared is None or prepared.state != "committed":
+                wrong.append(f"it was committed, and the participant's row is {prepared}")
+            elif prepared.staged != sum(found.values()):
+                wrong.append(f"{prepared.staged} rows were promised, and {sum(found.values())} are there")
+        else:
+            told = decision.outcome if decision else "not decided"
+            if found:
+                wrong.append(f"it was {told}, and profiles has {found} of it")
+            if request:
+                wrong.append(f"it was {told}, and identity has its {request.kind}")
+            if prepared is not None and prepared.state == "committed":
+                wrong.append(f"it was {told}, and the participant has committed it")
+        for one in wrong:
+            verdict.add(f"transaction {id_}: {one}", transactions=[id_])
+
+
+def _own_rows(state: State, user_id: UUID | None, business_id: UUID | None) -> bool:
+    return (user_id is None or user_id in state.users) and (business_id is None or business_id in state.businesses)
+
+
+def _quiet(state: State, *, protocol: bool) -> Verdict:
     verdict = Verdict("I2", "nothing is prepared, undelivered or parked")
-    if count := databases.in_doubt():
-        verdict.broken.append(f"{count} prepared or unconfirmed")
-    if count := databases.undelivered():
-        verdict.broken.append(f"{count} undelivered or parked")
+    verdict.judged = len(state.prepared) + (len(state.decisions) if protocol else 0)
+    for id_, row in state.prepared.items():
+        if row.state == "prepared" or not row.confirmed or row.parked:
+            verdict.add(f"transaction {id_} at the participant: {row}", transactions=[id_])
+    for id_, decision in state.decisions.items():
+        if decision.undelivered or decision.parked:
+            verdict.add(f"transaction {id_}: {decision}", transactions=[id_])
     return verdict
 
 
-def _kept(calls: Iterable[Call], state: State) -> Verdict:
+# --- I3 and I5: what clients were told ----------------------------------------------------------------------------
+
+
+def _kept(calls: Sequence[Call], state: State) -> Verdict:
     verdict = Verdict("I3", "what was acknowledged is still there, exactly as acknowledged")
     for call in calls:
-        if call.kind not in CREATES or call.answer is not Answer.OK:
+        if call.answer is not Answer.OK or call.kind not in (*CREATES, "invite"):
             continue
-        person_id = UUID(call.told["person_id"])
-        person = state.persons.get(person_id)
-        wrong = [
-            state.users.get(UUID(call.told["user_id"])) != call.asked["email"],
-            uuid5(NAMESPACE_IDENTITY, call.told["user_id"]) != person_id,
-            person is None or person[0] != "active",
-            person is not None and person[1] == 1 and person[2] != call.asked["name"],
-        ]
-        if "business_id" in call.told:
-            entity_id = UUID(call.told["entity_id"])
-            wrong.append(UUID(call.told["business_id"]) not in state.businesses)
-            wrong.append(state.entities.get(entity_id, ("",))[0] != "active")
-            wrong.append((entity_id, person_id, "owner") not in state.roles)
-        if call.kind == "accept":
-            wrong.append((UUID(call.asked["entity_id"]), person_id, "director") not in state.roles)
-        if any(wrong):
-            verdict.broken.append(str(call))
+        verdict.judged += 1
+        wrong = _invitation_wrong(call, state) if call.kind == "invite" else _creation_wrong(call, state)
+        if wrong:
+            verdict.add("; ".join(wrong), call)
+    _as_asked(verdict, calls, state)
     return verdict
 
 
-def _never_missed(calls: Iterable[Call]) -> Verdict:
-    verdict = Verdict("I4", "no read after an acknowledged signup ever missed it")
-    acknowledged: dict[str, float] = {}
-    for call in calls:
-        if call.kind in CREATES and call.answer is Answer.OK and call.ended is not None:
-            acknowledged[call.told["person_id"]] = call.ended
-    for call in calls:
-        if call.kind == "read" and call.answer is Answer.REFUSED:
-            since = acknowledged.get(call.asked["person_id"])
-            if since is not None and since < call.began:
-                verdict.broken.append(f"{call}, acknowledged at {since:.3f} s")
-    return verdict
+def _as_asked(verdict: Verdict, calls: Sequence[Call], state: State) -> None:
+    """What exists though its client was never told holds what it was asked for as well."""
+    unknown = {name: call for name, call in creations(calls).items() if call.answer is Answer.UNKNOWN}
+    for person_id, row in state.persons.items():
+        call = unknown.get(str(row.content.get("given_name")))
+        if call is not None:
+            wanted = content.person_row(call.asked["name"], call.asked["email"])
+            if wrong := _row_wrong("person", row, wanted, "display_name"):
+                verdict.add("; ".join(wrong), call, keys=[str(person_id)])
+    for entity_id, row in state.entities.items():
+        call = _maker(unknown, row)
+        if call is not None and call.kind == "sign_up":
+            wanted = content.business_row(call.asked["name"], call.asked["registration"])
+            if wrong := _row_wrong("business", row, wanted, "legal_name"):
+                verdict.add("; ".join(wrong), call, keys=[str(entity_id)])
 
 
-def _refused(calls: Iterable[Call], state: State) -> Verdict:
+def _invitation_wrong(call: Call, state: State) -> list[str]:
+    found = state.invitations.get(UUID(call.told["invitation_id"]))
+    if found is None:
+        return ["the invitation has gone"]
+    as_told = (str(found.business_id), found.email, found.role)
+    return [] if as_told == (call.asked["business_id"], call.asked["email"], "director") else [f"it is {as_told}"]
+
+
+def _creation_wrong(call: Call, state: State) -> list[str]:
+    wrong: list[str] = []
+    user_id, person_id = UUID(call.told["user_id"]), UUID(call.told["person_id"])
+    name, email = call.asked["name"], call.asked["email"]
+    if state.users.get(user_id) != email:
+        wrong.append(f"the user's address is {state.users.get(user_id)}")
+    if person_of(user_id) != person_id:
+        wrong.append("the person's id is not the user's")
+    wrong += _row_wrong("person", state.persons.get(person_id), content.person_row(name, email), "display_name")
+    if call.kind == "sign_up":
+        business_id, entity_id = UUID(call.told["business_id"]), UUID(call.told["entity_id"])
+        if entity_of(business_id) != entity_id:
+            wrong.append("the business's id is not that of identity's")
+        if business_id not in state.businesses:
+            wrong.append("identity's business has gone")
+        row = content.business_row(name, call.asked["registration"])
+        wrong += _row_wrong("business", state.entities.get(entity_id), row, "legal_name")
+        wrong += _role_wrong(state, business_id, user_id, "owner")
+    if call.kind == "accept":
+        wrong += _role_wrong(state, UUID(call.asked["business_id"]), user_id, "director")
+        invitation = state.invitations.get(UUID(call.asked["invitation_id"]))
+        if invitation is None or invitation.accepted_by != user_id:
+            wrong.append("the invitation does not say who has accepted it")
+    return wrong
+
+
+def _row_wrong(kind: str, row: Entity | None, wanted: dict[str, object], updated: str) -> list[str]:
+    """What a row has otherwise than it was asked for. updated: the column that I6 judges."""
+    if row is None:
+        return [f"the {kind} has gone"]
+    wrong = [] if row.state == "active" else [f"the {kind} is {row.state}"]
+    return wrong + [
+        f"the {kind}'s {column} is {row.content.get(column)!r}"
+        for column, value in wanted.items()
+        if row.content.get(column) != value and not (column == updated and row.version > 1)
+    ]
+
+
+def _role_wrong(state: State, business_id: UUID, user_id: UUID, role: str) -> list[str]:
+    wrong: list[str] = []
+    if (business_id, user_id, role) not in state.members:
+        wrong.append(f"the {role} is no member")
+    entity = state.roles.get((entity_of(business_id), person_of(user_id), role))
+    if entity is None or entity.state != "active":
+        wrong.append(f"the {role}'s role is {entity.state if entity else 'gone'}")
+    return wrong
+
+
+def _refused(calls: Sequence[Call], state: State) -> Verdict:
+    """Everything that exists was asked for by a call that was not refused."""
     verdict = Verdict("I5", "what was refused does not exist")
-    emails, names = set(state.users.values()), {row[2] for row in state.persons.values() if row[1] == 1}
-    for call in calls:
-        if call.kind not in CREATES or call.answer is not Answer.REFUSED:
-            continue
-        own_email = call.asked["email"].startswith(f"{call.asked['name']}@")
-        if call.asked["name"] in names or (own_email and call.asked["email"] in emails):
-            verdict.broken.append(str(call))
+    made = creations(calls)
+    invites = {call.asked["email"]: call for call in calls if call.kind == "invite"}
+    verdict.judged = sum(call.answer is Answer.REFUSED for call in (*made.values(), *invites.values()))
+    by_address = {call.asked["name"]: call.asked["email"] for call in made.values()}
+    owners = {f"{name}@example.org": call for name, call in made.items() if by_address[name].startswith(f"{name}@")}
+
+    def check(what: str, call: Call | None, key: object, kinds: tuple[str, ...], transaction: UUID | None) -> None:
+        if call is None or call.answer is Answer.REFUSED or call.kind not in kinds:
+            why = "nobody asked for it" if call is None else f"its {call.kind} was {call.answer}"
+            verdict.add(
+                f"{what} {_text(key)} exists: {why}", *([call] if call else []), keys=_texts(key),
+                transactions=[transaction] if transaction else [],
+            )  # fmt: skip
+
+    for user_id, email in state.users.items():
+        check("user", owners.get(email), user_id, CREATES, None)
+    for person_id, row in state.persons.items():
+        check("person", made.get(str(row.content.get("given_name"))), person_id, CREATES, row.transaction_id)
+    for entity_id, row in state.entities.items():
+        check("business", _maker(made, row), entity_id, ("sign_up",), row.transaction_id)
+    for invitation_id, invitation in state.invitations.items():
+        check("invitation", invites.get(invitation.email), invitation_id, ("invite",), None)
+        if invitation.accepted_by is not None:
+            check("accepted invitation", owners.get(invitation.email), invitation_id, ("accept",), None)
+    for role, row in state.roles.items():
+        _check_role(verdict, state, made, role, row)
     return verdict
 
 
-def _versions(calls: Iterable[Call], state: State) -> Verdict:
-    verdict = Verdict("I6", "versions grow by one for each acknowledged update, and no update is lost")
-    updates: dict[str, list[Call]] = defaultdict(list)
-    for call in calls:
-        if call.kind == "update":
-            updates[call.asked["person_id"]].append(call)
-    for person_id, some in updates.items():
-        person = state.persons.get(UUID(person_id))
-        acknowledged = [call for call in some if call.answer is Answer.OK]
-        perhaps = [call for call in some if call.answer is Answer.UNKNOWN]
-        by_version = {int(call.told["version"]): call for call in acknowledged}
-        for call in acknowledged:
-            if int(call.told["version"]) != int(call.asked["version"]) + 1:
-                verdict.broken.append(f"not by one: {call}")
-        if len(by_version) != len(acknowledged):
-            verdict.broken.append(f"one version twice, of {person_id}")
-        if person is None:
-            verdict.broken.append(f"{person_id} has gone")
-            continue
-        version, value = person[1], person[2]
-        if not 1 + len(acknowledged) <= version <= 1 + len(acknowledged) + len(perhaps):
-            verdict.broken.append(
-                f"{person_id} is at version {version} after {len(acknowledged)} acknowledged and {len(perhaps)} unknown"
-            )
-        writers = [by_version[version]] if version in by_version else perhaps
-        if version > 1 and value not in {call.asked["value"] for call in writers}:
-            verdict.broken.append(f"{person_id}: version {version} holds what nobody wrote there")
-    return verdict
+def _check_role(verdict: Verdict, state: State, made: dict[str, Call], role: Role, row: Entity) -> None:
+    """An owner has signed up with this business, a director has accepted an invitation to it."""
+    business, person = state.entities.get(role[0]), state.persons.get(role[1])
+    call = made.get(str(person.content.get("given_name"))) if person else None
+    asked = call is not None and call.answer is not Answer.REFUSED and business is not None
+    if asked and call is not None and business is not None:
+        if role[2] == "owner":
+            asked = call.kind == "sign_up" and _maker(made, business) is call
+        else:
+            asked = call.kind == "accept" and role[2] == "director" and UUID(call.asked["entity_id"]) == role[0]
+    if not asked:
+        verdict.add(
+            f"role {_text(role)} exists, and nobody asked for it", *([call] if call else []), keys=_texts(role),
+            transactions=[row.transaction_id],
+        )  # fmt: skip
+
+
+def _maker(made: dict[str, Call], row: Entity) -> Call | None:
+    """Whose business it is: by a column that is never updated."""
+    names = row.content.get("trade_names")
+    return made.get(str(names[0])) if isinstance(names, list) and names else None
+
+
+def _texts(key: object) -> list[str]:
+    return [str(one) for one in (key if isinstance(key, tuple) else (key,)) if isinstance(one, UUID)]
+
+
+def _text(key: object) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 import profiles_server.app
+from lab.torture.house import TTL_S
 from profiles_server.cli import cli
 from tandem.participant.participant import Participant
 from tandem.participant.sweeper import Sweeper
@@ -16,8 +17,8 @@ from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.database import local_transaction, seconds
 from tandem.runtime.identifiers import TransactionKey
 
-AGE_S = 0.5
-"""A signup takes a thirtieth of it. Whatever is chosen here, some outage is longer."""
+AGE_S = TTL_S
+"""Nobody deletes what is younger. Some outage is longer."""
 
 
 class DeletesByAge(Sweeper):

@@ -1,193 +1,280 @@
-"""Breaks one thing after another, by a seeded plan: kill -9 and SIGSTOP of processes and databases, and their wires."""
+"""Carries out a plan: kill -9 and SIGSTOP of processes and databases, and troubles on their wires, in two lanes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import processes
-from lab.proxy import Act
+from lab.proxy import Act, CallFault, Cue, RpcRelay
 from lab.proxy import Fault as WireFault
+from lab.torture.faults import Family, Fault
 from lab.torture.house import House
-
-CALM_S = (0.1, 1.0)
-"""Between two faults."""
-
-PAUSES_S = (0.2, 1.0, 3.0, 9.0, 13.0)
-"""Short ones, and ones that outlast each of the protocol's times: deadlines, push_after, the ttl."""
-
-
-POINTS = {
-    "identity": ("driver.before_prepare", "driver.after_votes", "driver.after_insert", "driver.after_local_commit",
-                 "driver.after_commit"),
-    "profiles": ("participant.after_stage", "participant.after_prepare", "participant.before_publish",
-                 "participant.after_commit"),
-}  # fmt: skip
-"""Where a process can be made to die, rather than anywhere."""
+from lab.torture.plan import LANES, Step, steps
 
 TROUBLES = {
     "silence": WireFault(Act.SILENCE),
     "replies swallowed": WireFault(Act.SWALLOW),
     "everything 0.3 s late": WireFault(Act.DELAY, seconds=0.3),
 }
-"""What a wire can be made to do."""
+"""What a wire can be made to do for a while."""
 
-AT_A_POINT_S = 3.0
-"""How long a process may live that is to die at a point."""
+CUTS = 2
+"""Connections that are cut at the INSERT of a user."""
 
+FAILED_STARTS = 3
+"""So often a process may fail to start while nothing else is broken."""
 
-@dataclass
-class Fault:
-    """What was done to whom, when (s since the run began), and how long it took until it was back."""
-
-    at: float
-    what: str
-    whom: str
-    killed: bool
-    back_after_s: float | None = None
-
-    def __str__(self) -> str:
-        back = "" if self.back_after_s is None else f", back after {self.back_after_s:.2f} s"
-        return f"{self.at:7.2f} s  {self.what} {self.whom}{back}"
+TICK_S = 0.02
 
 
-class Nemesis(threading.Thread):
-    """Makes faults until `stop`. say: called with each, once it is over."""
+def at_insert_of_a_user(message: bytes) -> bool:
+    """Whether identity is about to write a user."""
+    return b"INSERT INTO identity.users" in message
 
-    def __init__(self, house: House, seed: int, now: Callable[[], float], say: Callable[[Fault], None]) -> None:
-        super().__init__(name="nemesis", daemon=True)
-        self._house = house
-        self._random = random.Random(seed)
-        self._now = now
-        self._say = say
-        self._stopping = threading.Event()
+
+class Nemesis:
+    """Makes faults from `start` to `stop`. say: called with each, once it is over."""
+
+    def __init__(
+        self, house: House, seed: int, run_s: float, now: Callable[[], float], say: Callable[[Fault], None]
+    ) -> None:
+        self.house = house
+        self.now = now
+        self.stopping = threading.Event()
         self.faults: list[Fault] = []
+        self._say = say
+        self._lock = threading.Lock()
+        self._victims: dict[str, threading.Lock] = {name: threading.Lock() for name in house.victims}
+        self._lanes = [_Lane(self, number, steps(seed, number, run_s=run_s)) for number in range(LANES)]
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong with the nemesis itself."""
+        return next((lane.failure for lane in self._lanes if lane.failure is not None), None)
+
+    def start(self) -> None:
+        """Begins."""
+        for lane in self._lanes:
+            lane.start()
+
+    def stop(self) -> None:
+        """Waits for the faults that are being made; whatever was stopped or killed is back then."""
+        self.stopping.set()
+        for lane in self._lanes:
+            lane.join()
+
+    @contextmanager
+    def holding(self, victims: Iterable[str]) -> Iterator[None]:
+        """Nobody else touches them meanwhile. Always in the same order: two lanes never wait for each other."""
+        with ExitStack() as stack:
+            for name in sorted(victims):
+                stack.enter_context(self._victims[name])
+            yield
+
+    def begin(self, fault: Fault) -> Fault:
+        """A fault that is being made."""
+        with self._lock:
+            self.faults.append(fault)
+        return fault
+
+    def end(self, fault: Fault) -> None:
+        """Its victim is back."""
+        fault.until = self.now()
+        self._say(fault)
+
+    def others(self, lane: int) -> bool:
+        """Whether another lane has something broken now."""
+        with self._lock:
+            return any(fault.until is None and fault.lane != lane for fault in self.faults)
+
+
+class _Lane(threading.Thread):
+    """Takes one step after another."""
+
+    def __init__(self, nemesis: Nemesis, number: int, plan: Iterator[Step]) -> None:
+        super().__init__(name=f"nemesis-{number}", daemon=True)
+        self._nemesis = nemesis
+        self._house = nemesis.house
+        self._number = number
+        self._plan = plan
         self.failure: Exception | None = None
 
     def run(self) -> None:
-        """One fault after another."""
+        """One step after another."""
         try:
-            while not self._stopping.wait(self._random.uniform(*CALM_S)):
-                self._one()
+            for step in self._plan:
+                if self._nemesis.stopping.wait(step.calm_s):
+                    return
+                with self._nemesis.holding(step.victims):
+                    if not self._nemesis.stopping.is_set():
+                        self._take(step)
         except Exception as error:  # the run shows it and fails
             self.failure = error
 
-    def stop(self) -> None:
-        """Waits for the fault that is being made; whatever was stopped or killed is back then."""
-        self._stopping.set()
-        self.join()
-
-    def _one(self) -> None:
-        chance = self._random
-        services, databases = list(self._house.services), list(self._house.databases)
-        kinds = {"kill at": 6, "kill": 4, "kill two": 2, "pause": 4, "kill database": 2, "pause database": 2,
-                 "cut": 2, "trouble on a wire": 4}  # fmt: skip
-        match chance.choices(list(kinds), list(kinds.values()))[0]:
-            case "kill at":
-                name = chance.choice(sorted(POINTS))
-                self._kill_at(name, chance.choice(POINTS[name]), chance.randrange(1, 20))
+    def _take(self, step: Step) -> None:
+        victim = step.victims[0]
+        match step.what:
             case "kill":
-                self._kill([chance.choice(services)])
-            case "kill two":
-                self._kill(chance.sample(services, 2))
+                self._kill(step.victims)
+            case "kill at":
+                self._kill_at(step)
             case "pause":
-                self._pause(chance.choice(services), _pid_of_service, chance.choice(PAUSES_S))
+                self._pause(victim, lambda: [self._house.services[victim].pid], Family.PAUSE, step.seconds)
+            case "pause database":
+                postmaster = self._house.postmaster(victim)
+                if postmaster:
+                    self._pause(victim, lambda: [postmaster, *_children(postmaster)], Family.DATABASE, step.seconds)
             case "kill database":
-                self._kill_database(chance.choice(databases))
+                self._kill_database(victim)
             case "cut":
-                self._cut(chance.choice(sorted(self._house.wires)))
-            case "trouble on a wire":
-                trouble = chance.choice(sorted(TROUBLES))
-                self._trouble(chance.choice(sorted(self._house.wires)), trouble, chance.choice(PAUSES_S))
+                fault = self._begin("cut", victim, Family.WIRE)
+                self._house.wires[victim].cut()
+                self._nemesis.end(fault)
+            case "cut at insert":
+                self._cut_at_insert(victim, step.seconds)
+            case "repeat":
+                self._repeat(victim, step.seconds)
             case _:
-                self._pause(chance.choice(databases), _pids_of_database, chance.choice(PAUSES_S))
+                self._trouble(victim, step.what, step.seconds)
+
+    # --- processes --------------------------------------------------------------------------------------------
 
     def _kill(self, names: Sequence[str]) -> None:
-        fault = self._begin("kill -9", " and ".join(names), killed=True)
+        fault = self._begin("kill -9", " and ".join(names), Family.KILL, kills=len(names))
         for name in names:
             self._house.services[name].kill()
-        started = time.monotonic()
         for name in names:
-            self._house.services[name].start()
-        self._end(fault, started)
+            self._start(name)
+        self._nemesis.end(fault)
 
-    def _kill_at(self, name: str, point: str, passing: int) -> None:
+    def _kill_at(self, step: Step) -> None:
         """Restarts it so that it dies at this point, the so-manieth time that it comes by."""
+        point = step.point
+        assert point is not None
+        self._arm(point.service, point.name, step.passing)
+        if point.after and not self._nemesis.stopping.is_set():
+            self._arm("identity", point.after, 1)
+            self._die("identity", point.after, 3.0)
+        self._die(point.service, point.name, point.within_s)
+
+    def _arm(self, name: str, point: str, passing: int) -> None:
         service = self._house.services[name]
+        fault = self._begin("kill -9 (to arm it)", name, Family.KILL, kills=1)
         service.kill()
         service.failpoints = f"{point}=kill@{passing}"
-        service.start()
-        fault = self._begin(f"kill -9 at {point} of", name, killed=True)
-        processes.wait_until(lambda: service.died() is not None, timeout_s=AT_A_POINT_S, every_s=0.02)
+        self._start(name)
+        self._nemesis.end(fault)
+
+    def _die(self, name: str, point: str, within_s: float) -> None:
+        service = self._house.services[name]
+        began = self._nemesis.now()
+        self._wait(lambda: service.died() is not None, within_s)
+        passed = service.died() is not None
+        waited = f"never passed in {self._nemesis.now() - began:.1f} s"
+        what = f"kill -9 at {point} of" if passed else f"kill -9 ({point} was {waited}) of"
+        fault = self._begin(what, name, Family.KILL, kills=1)
+        if passed:
+            fault.at = max(began, fault.at - TICK_S)
         service.kill()
-        fault.at, started = self._now(), time.monotonic()
         service.failpoints = ""
-        service.start()
-        self._end(fault, started)
+        self._start(name)
+        self._nemesis.end(fault)
+
+    def _start(self, name: str) -> None:
+        """As a supervisor does: again and again, since its database may be away. Raises ProcessFailed."""
+        failed = 0
+        while True:
+            try:
+                self._house.start_service(name)
+                return
+            except processes.ProcessFailed:
+                failed += not self._nemesis.others(self._number)
+                if failed >= FAILED_STARTS:
+                    raise
+
+    # --- processes and databases --------------------------------------------------------------------------------
+
+    def _pause(self, name: str, pids: Callable[[], list[int]], family: Family, seconds: float) -> None:
+        fault = self._begin(f"SIGSTOP for {seconds:g} s", name, family)
+        stopped: list[int] = []
+        try:
+            # Who is stopped forks nobody: once the first is, the list ends.
+            while new := [pid for pid in pids() if pid not in stopped]:
+                first = new[:1] if not stopped else new
+                _signal(first, signal.SIGSTOP)
+                stopped += first
+            self._nemesis.stopping.wait(seconds)
+        finally:
+            _signal(stopped, signal.SIGCONT)
+        fault.pause_s = self._nemesis.now() - fault.at
+        self._nemesis.end(fault)
 
     def _kill_database(self, name: str) -> None:
         pid = self._house.postmaster(name)
         if not pid:
             return
-        fault = self._begin("kill -9", f"PostgreSQL of {name}", killed=True)
-        started = time.monotonic()
+        fault = self._begin("kill -9", name, Family.DATABASE, kills=1)
         os.kill(pid, signal.SIGKILL)
         self._house.restart_database(name)
-        self._end(fault, started)
+        self._nemesis.end(fault)
 
-    def _cut(self, wire: str) -> None:
-        fault = self._begin("cut", wire, killed=False)
-        self._house.wires[wire].cut()
-        self._end(fault, None)
+    # --- wires --------------------------------------------------------------------------------------------------
+
+    def _cut_at_insert(self, wire: str, within_s: float) -> None:
+        proxy = self._house.wires[wire]
+        fault = self._begin("cut at the INSERT of a user", wire, Family.WIRE)
+        struck = proxy.struck
+        proxy.set(WireFault(Act.CUT, cue=Cue(request=at_insert_of_a_user), times=CUTS))
+        self._wait(lambda: proxy.struck >= struck + CUTS, within_s)
+        proxy.heal()
+        fault.what += f" ({proxy.struck - struck} connections)"
+        self._nemesis.end(fault)
+
+    def _repeat(self, wire: str, seconds: float) -> None:
+        """Every request arrives twice, and the last one once more in the end."""
+        proxy = self._house.wires[wire]
+        target = proxy.target
+        fault = self._begin(f"each request twice for {seconds:g} s", wire, Family.WIRE)
+        with RpcRelay(target) as relay:
+            relay.set(CallFault(copies=1, times=None))
+            try:
+                proxy.target = relay.address
+                proxy.cut()
+                self._nemesis.stopping.wait(seconds)
+            finally:
+                proxy.target = target
+                proxy.cut()
+            if relay.seen:
+                relay.again("", timeout_s=1.0)
+        self._nemesis.end(fault)
 
     def _trouble(self, wire: str, trouble: str, seconds: float) -> None:
-        fault = self._begin(f"{trouble} for {seconds:g} s", wire, killed=False)
+        fault = self._begin(f"{trouble} for {seconds:g} s", wire, Family.WIRE)
         proxy = self._house.wires[wire]
         proxy.set(TROUBLES[trouble])
         try:
-            self._stopping.wait(seconds)
+            self._nemesis.stopping.wait(seconds)
         finally:
             proxy.heal()
             proxy.cut()  # what has lost bytes is of no use any more
-        self._end(fault, None)
+        self._nemesis.end(fault)
 
-    def _pause(self, name: str, pids: Callable[[House, str], list[int]], seconds: float) -> None:
-        stopped = pids(self._house, name)
-        what = "PostgreSQL of " if pids is _pids_of_database else ""
-        fault = self._begin(f"SIGSTOP for {seconds:g} s", what + name, killed=False)
-        _signal(stopped, signal.SIGSTOP)
-        try:
-            self._stopping.wait(seconds)
-        finally:
-            _signal(stopped, signal.SIGCONT)
-        self._end(fault, None)
+    # --- shared -------------------------------------------------------------------------------------------------
 
-    def _begin(self, what: str, whom: str, *, killed: bool) -> Fault:
-        fault = Fault(self._now(), what, whom, killed)
-        self.faults.append(fault)
-        return fault
+    def _begin(self, what: str, whom: str, family: Family, *, kills: int = 0) -> Fault:
+        return self._nemesis.begin(Fault(self._nemesis.now(), what, whom, family, kills, self._number))
 
-    def _end(self, fault: Fault, started: float | None) -> None:
-        if started is not None:
-            fault.back_after_s = time.monotonic() - started
-        self._say(fault)
-
-
-def _pid_of_service(house: House, name: str) -> list[int]:
-    return [house.services[name].pid]
-
-
-def _pids_of_database(house: House, name: str) -> list[int]:
-    """The postmaster and all its children, as they are now."""
-    postmaster = house.postmaster(name)
-    return [postmaster, *_children(postmaster)] if postmaster else []
+    def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
+        """Until it holds, or the time is over, or the run."""
+        until = self._nemesis.now() + within_s
+        while not condition() and self._nemesis.now() < until and not self._nemesis.stopping.wait(TICK_S):
+            pass
 
 
 def _children(parent: int) -> list[int]:

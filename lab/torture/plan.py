@@ -1,0 +1,175 @@
+"""What the nemesis will do: two endless lists of steps, made of nothing but a seed. Pure.
+
+Each list begins with faults that every run must have met, so that a short one shows more than luck; then it is random.
+While a step lasts nobody else touches its victims, so at most two faults last at a time, and never on one victim.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from identity_stub.client import CALL_S
+from lab.torture.faults import Family
+from lab.torture.house import CLIENT_WIRES, DATABASE_WIRES, DATABASES, INNER_WIRES, SERVICES, TTL_S
+from profiles_server.resolving import RESOLVE_S
+from tandem.coordinator import driver, recovery
+from tandem.participant import sweeper
+from tandem.runtime.database import CONNECT_TIMEOUT_S
+from tandem.runtime.server import DEFAULT_DEADLINE_S
+
+LANES = 2
+LONG_RUN_S = 120.0
+"""From here on a run has time for pauses that are longer than every timeout."""
+
+PATIENCE_S = 25.0
+"""How long a client repeats one request before it goes away without knowing how it ended."""
+
+TCP_USER_TIMEOUT_S = 15.0
+"""A connection to PostgreSQL whose bytes nobody acknowledges (tandem.runtime.database, where it has no name)."""
+
+KEEPALIVE_S = 20.0 + 5.0
+"""A connection of gRPC that says nothing, and its probe (tandem.runtime.channel, where they have no names)."""
+
+LONGEST_PAUSE_S = 5.0 + max(
+    CALL_S,
+    CONNECT_TIMEOUT_S,
+    DEFAULT_DEADLINE_S,
+    KEEPALIVE_S,
+    PATIENCE_S,
+    RESOLVE_S,
+    TCP_USER_TIMEOUT_S,
+    TTL_S,
+    driver.SETTLE_S + driver.CONFIRM_S + driver.ABORT_S,
+    recovery.LEASE_S,
+    sweeper.LEASE_S,
+)
+"""Longer than every timeout of the product and of its clients."""
+
+BEYOND_TTL_S = TTL_S + 8.0
+"""Longer than the ttl, a sweep and the time that it takes to leave something in doubt."""
+
+PAUSES_S = (0.2, 1.0, 3.0, 9.0)
+"""The other ones, shorter than one timeout and longer than another."""
+
+CALM_S = (0.1, 1.0)
+"""Between two steps of a lane."""
+
+TROUBLES = ("silence", "replies swallowed", "everything 0.3 s late")
+"""What a wire can be made to do for a while. `cut` and `repeat` are further ones."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process can be made to die. after: the point of identity that leaves something in doubt for it first.
+
+    within_s: how long it may live then. passings: at most so many of them are let pass first.
+    """
+
+    service: str
+    name: str
+    within_s: float = 3.0
+    passings: int = 20
+    after: str = ""
+
+
+POINTS = (
+    *(Point("identity", f"driver.{name}") for name in (
+        "before_prepare", "after_block", "after_votes", "after_insert", "after_local_commit", "after_commit")),
+    *(Point("profiles", f"participant.{name}") for name in (
+        "before_stage", "after_stage", "after_prepare", "before_publish", "after_commit")),
+)  # fmt: skip
+"""Those that every signup passes."""
+
+_COMMITTED, _UNDECIDED = "driver.after_local_commit", "driver.after_votes"
+_SWEPT_S, _PUSHED_S, _READ_S = TTL_S + 3.0, 12.0, 5.0
+
+RARE_POINTS = (
+    Point("coordinator", "recovery.after_claim", _READ_S, 1, _COMMITTED),
+    Point("coordinator", "recovery.after_commit", _READ_S, 1, _COMMITTED),
+    Point("profiles", "reader.after_resolve", _READ_S, 1, _COMMITTED),
+    Point("profiles", "reader.after_apply", _READ_S, 1, _COMMITTED),
+    Point("coordinator", "coordinator.after_fence", _SWEPT_S, 1, _UNDECIDED),
+    Point("profiles", "sweeper.after_claim", _SWEPT_S, 1, _UNDECIDED),
+    Point("profiles", "sweeper.after_resolve", _SWEPT_S, 1, _UNDECIDED),
+    Point("profiles", "sweeper.after_apply", _SWEPT_S, 1, _UNDECIDED),
+    Point("profiles", "push.after_resolve", _PUSHED_S, 1, _UNDECIDED),
+    Point("profiles", "push.after_apply", _PUSHED_S, 1, _UNDECIDED),
+)
+"""Those of whoever ends what is in doubt: recovery, readers, the sweeper, a Prepare that pushes, the coordinator."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do, `calm_s` after the one before. victims: what nobody else may touch meanwhile.
+
+    what: kill, kill at, pause, kill database, pause database, cut, cut at insert, repeat, or one of TROUBLES.
+    """
+
+    what: str
+    family: Family
+    victims: tuple[str, ...]
+    calm_s: float
+    seconds: float = 0.0
+    point: Point | None = None
+    passing: int = 1
+
+
+def steps(seed: int, lane: int, *, run_s: float) -> Iterator[Step]:
+    """What a lane (0 or 1) does, for ever. run_s: only long runs have the longest pauses."""
+    chance = random.Random(f"{seed} {lane}")
+    pauses = (*PAUSES_S, BEYOND_TTL_S, *((LONGEST_PAUSE_S,) if run_s >= LONG_RUN_S else ()))
+    yield from _opening(chance, lane, pauses[-1])
+    while True:
+        yield _any(chance, pauses)
+
+
+def _opening(chance: random.Random, lane: int, longest_s: float) -> Iterator[Step]:
+    """One of each family, and what naive code can't survive.
+
+    While the coordinator stands still for longer than the ttl, identity dies after its local commit (a sweeper that
+    deletes by age loses that profile), and loses its database at the INSERT of a user (a dual write has made the
+    profile by then).
+    """
+    if lane == 0:
+        yield Step("pause", Family.PAUSE, ("coordinator",), 1.0, longest_s)
+        return
+    committed = next(point for point in POINTS if point.name == _COMMITTED)
+    yield Step("kill at", Family.KILL, ("identity",), 1.5, point=committed)
+    yield Step("cut at insert", Family.WIRE, ("identity to its database",), 0.3, 5.0)
+    yield Step("everything 0.3 s late", Family.WIRE, ("identity to profiles",), 0.1, 3.0)
+    yield Step("kill database", Family.DATABASE, (chance.choice(DATABASES),), 0.3)
+    yield Step("replies swallowed", Family.WIRE, (chance.choice(CLIENT_WIRES),), 0.3, 1.0)
+
+
+def _any(chance: random.Random, pauses: tuple[float, ...]) -> Step:
+    calm_s = chance.uniform(*CALM_S)
+    wires = (*INNER_WIRES, *DATABASE_WIRES, *CLIENT_WIRES)
+    kinds = {"kill at": 5, "kill at rare": 2, "kill": 3, "kill two": 1, "pause": 4, "kill database": 2,
+             "pause database": 2, "cut": 2, "trouble": 4, "repeat": 2}  # fmt: skip
+    match chance.choices(list(kinds), list(kinds.values()))[0]:
+        case "kill at":
+            point = chance.choice(POINTS)
+            passing = chance.randrange(1, point.passings)
+            return Step("kill at", Family.KILL, (point.service,), calm_s, point=point, passing=passing)
+        case "kill at rare":
+            point = chance.choice(RARE_POINTS)
+            return Step("kill at", Family.KILL, (point.service, "identity"), calm_s, point=point)
+        case "kill":
+            return Step("kill", Family.KILL, (chance.choice(SERVICES),), calm_s)
+        case "kill two":
+            return Step("kill", Family.KILL, tuple(chance.sample(SERVICES, 2)), calm_s)
+        case "pause":
+            return Step("pause", Family.PAUSE, (chance.choice(SERVICES),), calm_s, chance.choice(pauses))
+        case "kill database":
+            return Step("kill database", Family.DATABASE, (chance.choice(DATABASES),), calm_s)
+        case "pause database":
+            victim = chance.choice(DATABASES)
+            return Step("pause database", Family.DATABASE, (victim,), calm_s, chance.choice(pauses))
+        case "cut":
+            return Step("cut", Family.WIRE, (chance.choice(wires),), calm_s)
+        case "repeat":
+            return Step("repeat", Family.WIRE, (chance.choice(INNER_WIRES),), calm_s, chance.choice(PAUSES_S[1:]))
+        case _:
+            return Step(chance.choice(TROUBLES), Family.WIRE, (chance.choice(wires),), calm_s, chance.choice(pauses))
