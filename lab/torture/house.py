@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.engine import make_url
 
@@ -32,6 +35,15 @@ CONFIRMS = ("wait", "background", "background")
 
 MAX_CLIENT_LINKS = 256
 
+T = TypeVar("T")
+
+
+def _at_once(work: Callable[[T], object], items: Iterable[T]) -> None:
+    """Does it to all of them. Raises the first error, when all have ended."""
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(work, item) for item in items]:
+            done.result()
+
 
 class House:
     """Everything that a run needs. control: which naive code takes the place of the product's, if any."""
@@ -53,8 +65,7 @@ class House:
 
     def start(self) -> checks.Databases:
         """From nothing: servers, tables, processes."""
-        for server in self.databases.values():
-            server.start()
+        _at_once(EmbeddedPostgres.start, self.databases.values())
         urls = {name: server.database_url(name) for name, server in self.databases.items()}
         for wire in INNER_WIRES:
             self.wires[wire] = TcpProxy(self.address[wire.rpartition(" to ")[2]])
@@ -74,14 +85,12 @@ class House:
         self._add("profiles", "profiles_server", over["profiles"], {**shared, **sweeping})
         self._add("coordinator", "coordinator", over["coordinator"], {**shared, **recovering})
         self._add("identity", "identity_stub", over["identity"], {**shared, **preparing})
-        for module, name in (("profiles_server", "profiles"), ("identity_stub", "identity")):
-            processes.run(module, "migrate", environment=self.services[name].environment)
+        _at_once(self._migrate, ("profiles", "identity"))
         if self._control == "dual-write":
             self.services["identity"].module = "lab.torture.naive_identity"
         if self._control == "sweep-by-age":
             self.services["profiles"].module = "lab.torture.naive_profiles"
-        for name in self.services:
-            self.start_service(name)
+        _at_once(self.start_service, self.services)
         return checks.Databases(urls["identity"], urls["profiles"])
 
     def start_service(self, name: str) -> None:
@@ -99,6 +108,10 @@ class House:
     def for_clients(self) -> dict[str, str]:
         """Service → where clients reach it."""
         return {wire.rpartition(" to ")[2]: self.wires[wire].address for wire in CLIENT_WIRES}
+
+    def _migrate(self, name: str) -> None:
+        service = self.services[name]
+        processes.run(service.module, "migrate", environment=service.environment)
 
     def _add(self, name: str, module: str, url: str, settings: dict[str, str]) -> None:
         prefix = f"{name.upper()}_"

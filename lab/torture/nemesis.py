@@ -30,6 +30,9 @@ CUTS = 2
 FAILED_STARTS = 3
 """So often a process may fail to start while nothing else is broken."""
 
+HOLD_S = 1.0
+"""How long a lane waits for a victim that the other has; then it passes the step over."""
+
 TICK_S = 0.02
 
 
@@ -70,12 +73,15 @@ class Nemesis:
             lane.join()
 
     @contextmanager
-    def holding(self, victims: Iterable[str]) -> Iterator[None]:
-        """Nobody else touches them meanwhile. Always in the same order: two lanes never wait for each other."""
+    def holding(self, victims: Iterable[str]) -> Iterator[bool]:
+        """Nobody else touches them meanwhile; False if another lane has one of them, and keeps it."""
         with ExitStack() as stack:
             for name in sorted(victims):
-                stack.enter_context(self._victims[name])
-            yield
+                if not self._victims[name].acquire(timeout=HOLD_S):
+                    yield False
+                    return
+                stack.callback(self._victims[name].release)
+            yield True
 
     def begin(self, fault: Fault) -> Fault:
         """A fault that is being made."""
@@ -111,8 +117,8 @@ class _Lane(threading.Thread):
             for step in self._plan:
                 if self._nemesis.stopping.wait(step.calm_s):
                     return
-                with self._nemesis.holding(step.victims):
-                    if not self._nemesis.stopping.is_set():
+                with self._nemesis.holding(step.victims) as held:
+                    if held and not self._nemesis.stopping.is_set():
                         self._take(step)
         except Exception as error:  # the run shows it and fails
             self.failure = error

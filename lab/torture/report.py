@@ -85,17 +85,17 @@ def in_doubt(console: Console, state: State, faults: Sequence[Fault], since: Cal
     """Time in doubt by decision and by who ended it, and the goals."""
     items = doubt.ended(state, faults, since)
     table = Table(
-        "decision", "ended by", "transactions", "before due", "met by a fault", "p50", "p99", "max",
+        "decision", "ended by", "transactions", "before due", "in a fault", "p50", "p99", "max",
         title="Time in doubt, from being due and from the end of the last fault", title_justify="left",
     )  # fmt: skip
     groups: dict[tuple[str, str], list[doubt.Ended]] = defaultdict(list)
     for item in items:
         groups["decided" if item.decided else "undecided", item.by].append(item)
     for (decision, by), some in sorted(groups.items()):
-        times = [item.took_s for item in some if not item.early]
+        times = [item.took_s for item in some if item.timed]
         spread = [f"{doubt.quantile(times, q):.3f} s" for q in (0.5, 0.99, 1.0)] if times else ["", "", ""]
-        early, hit = sum(item.early for item in some), sum(item.hit for item in some)
-        table.add_row(decision, by, str(len(some)), str(early), str(hit), *spread)
+        early, during = sum(item.early for item in some), sum(item.during for item in some)
+        table.add_row(decision, by, str(len(some)), str(early), str(during), *spread)
     console.print(table)
     aims = Table("time in doubt", "goal", "found", "", title="Goals", title_justify="left")
     for row in doubt.goals(items):

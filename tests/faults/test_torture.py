@@ -23,7 +23,7 @@ SEED = int(os.environ.get("TANDEM_SEED") or random.randrange(1_000_000))
 """Of all runs: a plan is made of its seed alone, so product and control groups meet the same faults."""
 
 SECONDS = 150 if FULL else 30
-CONTROL_SECONDS = {"dual-write": 10, "sweep-by-age": 20}
+CONTROL_SECONDS = {"dual-write": 6, "sweep-by-age": 20}
 """Until after the planned fault that this naive code can't survive: see `lab.torture.plan._opening`."""
 
 KINDS = (
