@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import shutil
 import tempfile
@@ -20,6 +19,9 @@ from lab.torture.history import History
 from lab.torture.house import CONTROLS, House
 from lab.torture.nemesis import Nemesis
 from tandem.runtime.errors import TandemError
+
+OPENING_S = 30.0
+"""How long all clients together may take to make each kind of call once, before anything is broken."""
 
 QUIET_S = 60.0
 """How long everything may take to end once nobody breaks anything any more: above the ttl and its sweep."""
@@ -66,6 +68,8 @@ def _run(house: House, seconds: float, seed: int, workers: int, control: str) ->
     nemesis = Nemesis(house, seed, seconds, history.now, lambda fault: console.print(str(fault), highlight=False))
     for client in clients:
         client.start()
+    # So that there is something to judge of each kind, however slow the machine is.
+    processes.wait_until(lambda: all(client.opened.is_set() for client in clients), timeout_s=OPENING_S)
     nemesis.start()
     time.sleep(seconds)
     nemesis.stop()
@@ -88,16 +92,12 @@ def _run(house: House, seconds: float, seed: int, workers: int, control: str) ->
 
 def _wait_for_quiet(databases: checks.Databases, history: History) -> None:
     calm = history.now()
-    looks = itertools.count()
-    quiet_looks: list[int] = []
+    looks: list[bool] = []
 
     def quiet() -> bool:
         """Twice in a row: a call that its client has given up may still be under way."""
-        look = next(looks)
-        if not _is_quiet(databases):
-            return False
-        quiet_looks.append(look)
-        return look - 1 in quiet_looks
+        looks.append(_is_quiet(databases))
+        return looks[-2:] == [True, True]
 
     if processes.wait_until(quiet, timeout_s=QUIET_S, every_s=0.5):
         console.print(f"quiet {history.now() - calm:.1f} s after the last call")

@@ -117,6 +117,7 @@ class Client(threading.Thread):
         self._history = history
         self._stopping = stopping
         self._made = 0
+        self.opened = threading.Event()  # once it has made each kind of call, and asked for what is taken
         self.failure: Exception | None = None
 
     def run(self) -> None:
@@ -134,8 +135,11 @@ class Client(threading.Thread):
         ):
             self._profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
             try:
+                for call in opening:
+                    call()
+                self.opened.set()
                 while not self._stopping.is_set():
-                    (opening.pop(0) if opening else self._random.choices(calls, weights)[0])()
+                    self._random.choices(calls, weights)[0]()
             except Exception as error:  # a client must not die unseen
                 self.failure = error
 

@@ -15,7 +15,7 @@ from lab.torture.faults import Family, Fault
 from lab.torture.history import Answer
 from lab.torture.invariants import TRANSPORT, judge
 from lab.torture.state import Decision, Entity, Prepared, State, entity_of, person_of
-from tests.unit.torture_scene import Scene, at
+from tests.support.torture_scene import Scene, at
 
 OK, REFUSED, UNKNOWN = Answer.OK, Answer.REFUSED, Answer.UNKNOWN
 

@@ -31,7 +31,7 @@ from lab.torture.plan import (
 )
 from lab.torture.report import recovery_s
 from tandem.runtime.server import DEFAULT_DEADLINE_S
-from tests.unit.torture_scene import Scene, at, since
+from tests.support.torture_scene import Scene, at, since
 
 SOURCES = Path(tandem.__file__).parent
 
