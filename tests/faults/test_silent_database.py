@@ -411,6 +411,28 @@ def recovery_claim(place: Place) -> str:
     return "?"
 
 
+@step
+def insert_on_an_engine_of_the_owners_own(place: Place) -> str:
+    """An Engine that nobody of ours has made: the INSERT is not answered, nor is any new connection."""
+    url = make_url(place.postgres.tcp_url(str(place.house.engine.url.database)))
+    proxy = place.closing.enter_context(TcpProxy(f"{url.host}:{url.port}", requests=ClientMessages))
+    engine = sa.create_engine(proxied(url, proxy), pool_size=3)
+    place.closing.callback(engine.dispose)
+    coordinator = Coordinator(
+        engine, name=COORDINATOR, participants={"ledger": f"127.0.0.1:{place.house.ledger.server.port}"}
+    )
+    place.closing.callback(coordinator.close)
+    with coordinator.transaction({"ledger": [entry(fresh_name())]}):
+        pass
+    place.begin()
+    try:
+        with coordinator.transaction({"ledger": [entry(fresh_name())]}):
+            proxy.set(silence(is_statement("INSERT INTO twophase"), for_good=True))
+    except TandemError as error:
+        return error.reason.value
+    return "?"
+
+
 # --- all of them at once ----------------------------------------------------------------------------------------------
 
 
