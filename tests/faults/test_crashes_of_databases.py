@@ -127,6 +127,8 @@ def held_in(place: str, trial: Trial, locks: ExitStack) -> Future[Answer] | None
                 wait = lock(trial.names[-1], HOLD_ENTITIES)
             wait(call)
         case "mark":
+            # Marks are written by and by: those of calls before this one must not be what waits for the lock.
+            eventually(lambda: not house.unfinished(), lambda: f"still left: {house.unfinished()}")
             wait = lock("identity", HOLD_MARK)
             call = trial.calling()
             wait(call)
