@@ -12,9 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
+from tandem.coordinator.deciding import Deciding, insert_in_block, insert_of, names_in, parameters
 from tandem.coordinator.tables import decision as d
 from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
@@ -26,9 +27,6 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
 from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times
-
-RECOVERY_AFTER_S = 1.0
-"""Recovery leaves a decision to its driver for so long (R11)."""
 
 FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_timeout_ms=2_000)
 """A fence waits this long for a committing initiator, then says IN_PROGRESS (R4)."""
@@ -42,36 +40,9 @@ BUDGET_S = 2.0
 MARK_BUDGET_S = 2.0
 """For all marks of a batch, however many rows somebody else holds: a mark may be lost (R12, R16)."""
 
-CHECKS = {
-    "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
-    "decision_check_not_durable": Reason.NOT_DURABLE,
-    "decision_check_wrong_log": Reason.WRONG_LOG,
-    "decision_check_expired": Reason.TRANSACTION_EXPIRED,
-    "decision_check_ahead": Reason.TRANSACTION_AHEAD,
-}
-"""Constraints that make the deciding INSERT raise, and what each of them says (R1, R14)."""
-
-PRIMARY_KEY = "decision_pkey"
-
 _keys = records("keys", KEY_COLUMNS)
 
 log_lines = logger("tandem.decision_log")
-
-
-@dataclass(frozen=True, slots=True)
-class Deciding:
-    """A transaction about to be decided. participants: name → digest."""
-
-    key: TransactionKey
-    participants: Mapping[str, bytes]
-
-    def row(self) -> dict[str, object]:
-        """As a record of the deciding INSERT."""
-        return {
-            **self.key.row(),
-            "id_ms": id_time_ms(self.key.transaction_id),
-            "participants": {name: digest.hex() for name, digest in sorted(self.participants.items())},
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,38 +86,15 @@ class DecisionLog:
 
     # --- deciding -------------------------------------------------------------------------------------------
 
-    def decide(self, deciding: Sequence[Deciding], *, log_id: UUID, token: str | None = None) -> sa.Insert:
-        """The INSERT that decides `committed` for all of them, or raises (R1): plain, never ON CONFLICT.
+    def decide(self, deciding: Sequence[Deciding], *, log_id: UUID) -> sa.Insert:
+        """The INSERT that decides `committed` for all of them, or raises: `deciding.insert_of`."""
+        return insert_of(deciding, log_id=log_id, retention_ms=self._retention_ms)
 
-        It holds only in the local transaction whose first statement set `token`, where its COMMIT waits for the disk
-        (R15), in the log `log_id`, and for ids that are neither expired nor ahead. Otherwise one of CHECKS is violated;
-        an existing row violates PRIMARY_KEY.
-        """
-        rows = [item.row() for item in sorted(deciding, key=lambda item: item.key)]
-        asked = records("deciding", {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}, rows)
-        is_current = sa.exists().where(log.c.current, log.c.log_id == log_id)
-        wrong: list[tuple[sa.ColumnElement[bool], sa.ColumnElement[str]]] = [
-            (sa.literal_column("current_setting('synchronous_commit') = 'off'", sa.Boolean()), _text("not_durable")),
-            (~is_current, _text("wrong_log")),
-            (asked.c.id_ms < NOW_MS - ms(self._retention_ms - DAY_MS), _text("expired")),
-            (asked.c.id_ms > NOW_MS + ms(DAY_MS), _text("ahead")),
-        ]
-        if token is not None:
-            set_token = sa.func.current_setting("tandem.token", True)
-            wrong.insert(0, (set_token.is_distinct_from(token), _text("ended")))
-        chosen = sa.select(
-            asked.c.coordinator,
-            asked.c.transaction_id,
-            sa.case(*wrong, else_=_text(Outcome.COMMITTED.value)),
-            asked.c.participants,
-            _names_in(asked.c.participants),
-            sa.literal_column("'{}'::jsonb"),
-            sa.func.now() + seconds(RECOVERY_AFTER_S),
-        ).order_by(asked.c.coordinator, asked.c.transaction_id)
-        return sa.insert(d).from_select(
-            ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked", "next_attempt_at"],
-            chosen,
-        )
+    def decide_in_block(
+        self, deciding: Sequence[Deciding], *, log_id: UUID, token: str
+    ) -> tuple[sa.Insert, dict[str, object]]:
+        """The same for the driver's own block, with its parameters: holds only where `token` was set (R1)."""
+        return insert_in_block(self._retention_ms), parameters(deciding, log_id=log_id, token=token)
 
     # --- looking and fencing --------------------------------------------------------------------------------
 
@@ -282,7 +230,7 @@ class DecisionLog:
             ),
             undelivered=sa.func.array_cat(
                 d.c.undelivered,
-                sa.func.coalesce(_names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
+                sa.func.coalesce(names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
                 type_=ARRAY(sa.Text),
             ),
             limits=replace(ASIDE, durable=True),  # a person was told that it is done
@@ -381,18 +329,8 @@ class DecisionLog:
             return set(connection.execute(waiting.union(parked)).scalars()) - set(configured)
 
 
-def _text(constant: str) -> sa.ColumnElement[str]:
-    return sa.literal_column(f"'{constant}'", sa.Text())
-
-
 def _waits_for(participant: str) -> sa.ColumnElement[bool]:
     return sa.literal(participant) == sa.any_(d.c.undelivered)
-
-
-def _names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
-    """The keys of a JSON object as an array; null where it has none."""
-    keys = sa.func.jsonb_object_keys(document).table_valued("name")
-    return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()
 
 
 def _readable(row: Row[Any]) -> Decided | TandemError:

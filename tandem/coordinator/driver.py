@@ -173,14 +173,14 @@ class Coordinator:
                     "the block took longer than the driver's deadline", transaction_id=batch.accepted[0].id
                 )
             failpoint("driver.after_votes")
-            deciding = self.log.decide(
+            statement, parameters = self.log.decide_in_block(
                 [tx.deciding for tx in batch.accepted], log_id=batch.accepted[0].log_id, token=block.token
             )
             # From here on only the log can say what happened (R3): whatever is raised goes there.
             for tx in batch.accepted:
                 tx.become(Phase.DECIDING)
                 tx.sent = True
-            block.decide(deciding)
+            block.decide(statement, parameters)
             failpoint("driver.after_insert")
             block.commit()
         except BaseException as error:

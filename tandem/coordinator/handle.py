@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
-from tandem.coordinator.decision_log import Deciding
+from tandem.coordinator.deciding import Deciding
 from tandem.coordinator.errors import TransactionReused
 from tandem.coordinator.transaction import Decided, Outcome, Phase, advance
 from tandem.runtime.digest import transaction_digest, write_digests

@@ -7,7 +7,7 @@ behind our back is found out by libpq's state and by the token that the first st
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 from weakref import WeakSet
@@ -92,10 +92,10 @@ class LocalBlock:
             )
         self._lift_guard()
 
-    def decide(self, statement: sa.Executable) -> None:
+    def decide(self, statement: sa.Executable, parameters: Mapping[str, object]) -> None:
         """Sends the deciding INSERT, the local transaction's last statement."""
         assert self._local is not None
-        self._local.connection.execute(statement)
+        self._local.connection.execute(statement, parameters)
 
     def commit(self) -> None:
         """Sends COMMIT. Raises CommitNotConfirmed unless the server says COMMIT."""
@@ -288,18 +288,34 @@ def _guard_connection(connection: Connection, flag: Callable[[], None]) -> Calla
     names = ("commit", "rollback", "close", "detach")
     for name in names:
         setattr(connection, name, _raiser(f"Connection.{name}"))
-
-    def touched(_: Connection) -> None:
-        flag()
-
     # What goes around the methods (a Transaction object's own commit, a Session's failed flush) still comes by here.
-    for happening in ("commit", "rollback"):
-        event.listen(connection, happening, touched)
+    _listen(connection.engine)
+    _guarded[connection] = flag
 
     def undo() -> None:
-        for happening in ("commit", "rollback"):
-            event.remove(connection, happening, touched)
+        del _guarded[connection]
         for name in names:
             connection.__dict__.pop(name, None)
 
     return undo
+
+
+_guarded: dict[Connection, Callable[[], None]] = {}
+"""Connections of blocks that are under way. An Engine is listened to once: to do it for each block costs more than all
+the rest of the guard."""
+
+_listened: WeakSet[Engine] = WeakSet()
+
+
+def _listen(engine: Engine) -> None:
+    if engine in _listened:
+        return
+    _listened.add(engine)
+    for happening in ("commit", "rollback"):
+        event.listen(engine, happening, _touched)
+
+
+def _touched(connection: Connection) -> None:
+    flag = _guarded.get(connection)
+    if flag is not None:
+        flag()

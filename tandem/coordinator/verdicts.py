@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tandem.coordinator.decision_log import CHECKS, PRIMARY_KEY
+from tandem.coordinator.deciding import CHECKS, PRIMARY_KEY
 from tandem.coordinator.errors import (
     Fenced,
     LocalTransactionEnded,

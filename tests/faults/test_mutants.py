@@ -54,17 +54,18 @@ MUTANTS = (
     ),
     Mutant(
         "a decision INSERT with ON CONFLICT DO NOTHING",
-        "tandem/coordinator/decision_log.py",
-        "        return sa.insert(d).from_select(\n"
-        '            ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked",'
+        "tandem/coordinator/deciding.py",
+        "    return sa.insert(d).from_select(\n"
+        '        ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked",'
         ' "next_attempt_at"],\n'
-        "            chosen,\n"
-        "        )\n",
-        "        return insert(d).from_select(\n"
-        '            ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked",'
+        "        chosen,\n"
+        "    )\n",
+        "    from sqlalchemy.dialects.postgresql import insert\n\n"
+        "    return insert(d).from_select(\n"
+        '        ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked",'
         ' "next_attempt_at"],\n'
-        "            chosen,\n"
-        "        ).on_conflict_do_nothing()\n",
+        "        chosen,\n"
+        "    ).on_conflict_do_nothing()\n",
         (DECISION, "r1 or r2 or r3 or decide"),
     ),
     Mutant(

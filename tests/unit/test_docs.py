@@ -24,7 +24,7 @@ from uuid_utils.compat import uuid7
 
 import tandem
 from tandem.coordinator import MIGRATIONS, DecisionLog, Outcome, Transaction
-from tandem.coordinator.decision_log import CHECKS, PRIMARY_KEY
+from tandem.coordinator.deciding import CHECKS, PRIMARY_KEY
 from tandem.coordinator.transaction import Decided
 from tandem.runtime.database import create_engine
 from tandem.runtime.digest import transaction_digest, write_digest, write_digests

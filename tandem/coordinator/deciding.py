@@ -1,0 +1,117 @@
+"""The deciding INSERT: what it writes, and the constraints by which it raises instead (R1, R2, R14, R15, R17)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from tandem.coordinator.tables import decision as d
+from tandem.coordinator.tables import log
+from tandem.coordinator.transaction import Outcome
+from tandem.runtime.database import KEY_COLUMNS, NOW_MS, ms, records, seconds
+from tandem.runtime.errors import Reason
+from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+
+RECOVERY_AFTER_S = 1.0
+"""Recovery leaves a decision to its driver for so long (R11)."""
+
+CHECKS = {
+    "decision_check_ended": Reason.LOCAL_TRANSACTION_ENDED,
+    "decision_check_not_durable": Reason.NOT_DURABLE,
+    "decision_check_wrong_log": Reason.WRONG_LOG,
+    "decision_check_expired": Reason.TRANSACTION_EXPIRED,
+    "decision_check_ahead": Reason.TRANSACTION_AHEAD,
+}
+"""Constraints that make the deciding INSERT raise, and what each of them says (R1, R14)."""
+
+PRIMARY_KEY = "decision_pkey"
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """A transaction about to be decided. participants: name → digest."""
+
+    key: TransactionKey
+    participants: Mapping[str, bytes]
+
+    def row(self) -> dict[str, object]:
+        """As a record of the deciding INSERT."""
+        return {
+            **self.key.row(),
+            "id_ms": id_time_ms(self.key.transaction_id),
+            "participants": {name: digest.hex() for name, digest in sorted(self.participants.items())},
+        }
+
+
+def insert_of(deciding: Sequence[Deciding], *, log_id: UUID, retention_ms: int) -> sa.Insert:
+    """The INSERT that decides `committed` for all of them, or raises (R1): plain, never ON CONFLICT. With its values.
+
+    It holds only where its COMMIT waits for the disk (R15), in the log `log_id`, and for ids that are neither expired
+    nor ahead. Otherwise one of CHECKS is violated; an existing row violates PRIMARY_KEY.
+    """
+    return _insert(retention_ms, sa.literal(log_id, sa.Uuid), rows=_rows(deciding))
+
+
+@cache
+def insert_in_block(retention_ms: int) -> sa.Insert:
+    """The same with `parameters`, for the driver's own block; made once."""
+    token = sa.bindparam("token", type_=sa.Text)
+    return _insert(retention_ms, sa.bindparam("log_id", type_=sa.Uuid), token=token)
+
+
+def parameters(deciding: Sequence[Deciding], *, log_id: UUID, token: str) -> dict[str, object]:
+    """For `insert_in_block`: it holds only in the local transaction whose first statement set `token`, too."""
+    return {"deciding": _rows(deciding), "log_id": log_id, "token": token}
+
+
+def _rows(deciding: Sequence[Deciding]) -> list[dict[str, object]]:
+    return [item.row() for item in sorted(deciding, key=lambda item: item.key)]
+
+
+def _insert(
+    retention_ms: int,
+    log_id: sa.ColumnElement[UUID],
+    *,
+    token: sa.ColumnElement[str] | None = None,
+    rows: Sequence[Mapping[str, object]] | None = None,
+) -> sa.Insert:
+    asked = records("deciding", {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}, rows)
+    is_current = sa.exists().where(log.c.current, log.c.log_id == log_id)
+    wrong: list[tuple[sa.ColumnElement[bool], sa.ColumnElement[str]]] = [
+        (sa.literal_column("current_setting('synchronous_commit') = 'off'", sa.Boolean()), _text("not_durable")),
+        (~is_current, _text("wrong_log")),
+        (asked.c.id_ms < NOW_MS - ms(retention_ms - DAY_MS), _text("expired")),
+        (asked.c.id_ms > NOW_MS + ms(DAY_MS), _text("ahead")),
+    ]
+    if token is not None:
+        set_token = sa.func.current_setting("tandem.token", True)
+        wrong.insert(0, (set_token.is_distinct_from(token), _text("ended")))
+    chosen = sa.select(
+        asked.c.coordinator,
+        asked.c.transaction_id,
+        sa.case(*wrong, else_=_text(Outcome.COMMITTED.value)),
+        asked.c.participants,
+        names_in(asked.c.participants),
+        sa.literal_column("'{}'::jsonb"),
+        sa.func.now() + seconds(RECOVERY_AFTER_S),
+    ).order_by(asked.c.coordinator, asked.c.transaction_id)
+    return sa.insert(d).from_select(
+        ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked", "next_attempt_at"],
+        chosen,
+    )
+
+
+def _text(constant: str) -> sa.ColumnElement[str]:
+    return sa.literal_column(f"'{constant}'", sa.Text())
+
+
+def names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+    """The keys of a JSON object as an array; null where it has none."""
+    keys = sa.func.jsonb_object_keys(document).table_valued("name")
+    return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()
