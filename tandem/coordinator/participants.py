@@ -7,9 +7,10 @@ An RPC's error becomes the answer of each item that it carried; nothing here dec
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -20,6 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 
 from tandem.coordinator.transaction import Vote
+from tandem.runtime.batches import rounds
 from tandem.runtime.channel import MAX_MESSAGE_BYTES, open_channel
 from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.errors import Reason, TandemError
@@ -34,6 +36,9 @@ A = TypeVar("A")
 
 MAX_BATCH = 500
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES * 3 // 4
+AT_ONCE = 2
+"""Messages of one kind on their way to one participant: a reply that got lost holds up half of what comes."""
+
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 
@@ -128,21 +133,15 @@ class Participants:
             name: participant_pb2_grpc.ParticipantServiceStub(channel) for name, channel in self._channels.items()
         }
         # What single transactions ask of one participant at the same time leaves together.
-        self._preparing = {
-            name: Coalescer(partial(self._prepare_some, name), late=lambda vote: _is_late(vote.error))
-            for name in targets
-        }
-        self._committing = {name: Coalescer(partial(self._commit_some, name), late=_is_late) for name in targets}
+        self._preparing = {name: self._coalescer(_PREPARE, name) for name in targets}
+        self._committing = {name: self._coalescer(_COMMIT, name) for name in targets}
 
     def prepare(self, asked: Mapping[str, Sequence[Preparing]], *, until: float) -> dict[str, list[Vote]]:
         """The votes of each participant, in the order asked. until: on time.monotonic()."""
         single = _single(asked)
         if single is not None:
             name, preparing = single
-            try:
-                return {name: [self._preparing[name](preparing.request(), until=until)]}
-            except TandemError as error:
-                return {name: [Vote(error=error)]}
+            return {name: [_repeated(_PREPARE, self._preparing[name], preparing.request(), until)]}
         return self._ask_all(_PREPARE, {name: [one.request() for one in some] for name, some in asked.items()}, until)
 
     def commit(
@@ -152,11 +151,8 @@ class Participants:
         single = _single(asked)
         if single is not None:
             name, key = single
-            try:
-                request = pb.CommitRequest(key=key_to(key), resolved_by=by)
-                return {name: [self._committing[name](request, until=until)]}
-            except TandemError as error:
-                return {name: [error]}
+            request = pb.CommitRequest(key=key_to(key), resolved_by=by)
+            return {name: [_repeated(_COMMIT, self._committing[name], request, until)]}
         requests = {
             name: [pb.CommitRequest(key=key_to(key), resolved_by=by) for key in keys] for name, keys in asked.items()
         }
@@ -189,25 +185,30 @@ class Participants:
         for channel in self._channels.values():
             channel.close()
 
-    def _prepare_some(self, name: str, requests: Sequence[pb.PrepareRequest], until: float) -> list[Vote]:
-        return self._ask_all(_PREPARE, {name: requests}, until)[name]
+    def _coalescer(self, method: _Method[T, A], name: str) -> Coalescer[T, A]:
+        """Asks once: who has to be asked again comes again by itself, and keeps nobody waiting meanwhile."""
 
-    def _commit_some(self, name: str, requests: Sequence[pb.CommitRequest], until: float) -> list[Ended]:
-        return self._ask_all(_COMMIT, {name: requests}, until)[name]
+        def work(requests: Sequence[T], until: float) -> list[A]:
+            answers = [_unasked(method)] * len(requests)
+            for now in rounds([(r.key.coordinator, r.key.transaction_id) for r in requests]):  # type: ignore[attr-defined]
+                timeout_s = until - time.monotonic()
+                if timeout_s <= 0:
+                    break
+                chunks = _all_chunks({name: requests}, {name: now})
+                for _, chunk, some in self._send(method, {name: requests}, chunks, timeout_s):
+                    for i, answer in zip(chunk, some, strict=True):
+                        answers[i] = answer
+            return answers
+
+        return Coalescer(work, late=lambda answer: _is_late(method.error_of(answer)), at_once=AT_ONCE)
 
     def _ask_all(self, method: _Method[T, A], requests: Mapping[str, Sequence[T]], until: float) -> dict[str, list[A]]:
         """Sends every participant its requests, all at once; repeats those that are UNAVAILABLE while there is time."""
-        unasked = method.failed(TandemError("not asked in time", reason=Reason.DEADLINE_PASSED))
-        answers = {name: [unasked] * len(items) for name, items in requests.items()}
+        answers = {name: [_unasked(method)] * len(items) for name, items in requests.items()}
         pending = {name: list(range(len(items))) for name, items in requests.items()}
         pause_s = FIRST_PAUSE_S
         while any(pending.values()) and (left_s := until - time.monotonic()) > 0:
-            chunks = [
-                (name, chunk)
-                for name, positions in pending.items()
-                for chunk in _chunks(positions, [r.ByteSize() for r in requests[name]])  # type: ignore[attr-defined]
-            ]
-            for name, chunk, some in self._send(method, requests, chunks, left_s):
+            for name, chunk, some in self._send(method, requests, _all_chunks(requests, pending), left_s):
                 for i, answer in zip(chunk, some, strict=True):
                     answers[name][i] = answer
             pending = {
@@ -215,8 +216,7 @@ class Participants:
                 for name, positions in pending.items()
             }
             if any(pending.values()):
-                time.sleep(max(0.0, min(pause_s * random.uniform(0.5, 1.0), until - time.monotonic())))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                pause_s = _pause(pause_s, until)
         return answers
 
     def _send(
@@ -254,6 +254,44 @@ class Participants:
         return getattr(self._stubs[name], method.one if count == 1 else method.many)
 
 
+def _repeated(method: _Method[T, A], ask: Coalescer[T, A], request: T, until: float) -> A:
+    """The answer to one request; asked again as long as it is UNAVAILABLE and there is time."""
+    answer = _unasked(method)
+    pause_s = FIRST_PAUSE_S
+    while time.monotonic() < until:
+        try:
+            answer = ask(request, until=until)
+        except TandemError as error:
+            if error.reason is not Reason.DEADLINE_PASSED or not _may_repeat(method.error_of(answer)):
+                answer = method.failed(error)  # else what it was told the last time says more
+            break
+        if not _may_repeat(method.error_of(answer)):
+            break
+        pause_s = _pause(pause_s, until)
+    return answer
+
+
+def _pause(pause_s: float, until: float) -> float:
+    """Waits before a repeat; how long before the next one."""
+    time.sleep(max(0.0, min(pause_s * random.uniform(0.5, 1.0), until - time.monotonic())))
+    return min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _unasked(method: _Method[T, A]) -> A:
+    return method.failed(TandemError("not asked in time", reason=Reason.DEADLINE_PASSED))
+
+
+def _all_chunks(
+    requests: Mapping[str, Sequence[T]], positions: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]]:
+    """The messages to send for the requests at these positions: (participant, positions)."""
+    return [
+        (name, chunk)
+        for name, some in requests.items()
+        for chunk in _chunks(positions[name], [r.ByteSize() for r in some])  # type: ignore[attr-defined]
+    ]
+
+
 def _message(method: _Method[T, A], requests: Sequence[T], chunk: Sequence[int]) -> Any:
     return requests[chunk[0]] if len(chunk) == 1 else method.wrap([requests[i] for i in chunk])
 
@@ -268,9 +306,21 @@ def _answers(call: Callable[[], Any], count: int, method: _Method[T, A]) -> list
     except ValueError:  # gRPC's way to say that the channel is closed
         return [method.failed(TandemError("this process is stopping", reason=Reason.DEADLINE_PASSED))] * count
     answers = [method.read_one(response)] if count == 1 else method.read_many(response)
+    for answer in answers if count > 1 else ():
+        _of_its_own(method.error_of(answer))
     if len(answers) != count:
         return [method.failed(TandemError("the participant answered another number of requests"))] * count
     return answers
+
+
+def _of_its_own(error: TandemError | None) -> None:
+    """Takes the place in a message out of an item's error: which others it was sent with is nobody's business."""
+    if error is not None and error.violations:
+        error.message = _PLACE.sub("", error.message)
+        error.violations = tuple(replace(v, field=_PLACE.sub("", v.field)) for v in error.violations)
+
+
+_PLACE = re.compile(r"\brequests\[\d+\]\.?")
 
 
 def _single(asked: Mapping[str, Sequence[T]]) -> tuple[str, T] | None:
@@ -282,8 +332,8 @@ def _single(asked: Mapping[str, Sequence[T]]) -> tuple[str, T] | None:
 
 
 def _is_late(error: TandemError | None) -> bool:
-    """Whether more time might have given another answer."""
-    return error is not None and (error.reason is Reason.DEADLINE_PASSED or _may_repeat(error))
+    """Whether the time was over, which says nothing of those who have more of it."""
+    return error is not None and error.reason is Reason.DEADLINE_PASSED
 
 
 def _may_repeat(error: TandemError | None) -> bool:

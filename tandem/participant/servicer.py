@@ -17,6 +17,7 @@ from tandem.participant import inspection, pushing
 from tandem.participant.participant import Ask, Participant, Yes
 from tandem.participant.resolver import Resolver
 from tandem.participant.transaction import ResolvedBy, State
+from tandem.runtime.batches import rounds
 from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.digest import SIZE, transaction_digest
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
@@ -146,14 +147,8 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     def _stage(self, asks: Sequence[Ask]) -> list[Yes | TandemError]:
         """Single Prepares that came at the same time; several of one transaction one after another."""
         answers: dict[int, Yes | TandemError] = {}
-        left = list(range(len(asks)))
-        while left:
-            first: dict[TransactionKey, int] = {}
-            for i in left:
-                first.setdefault(asks[i].key, i)
-            now = list(first.values())
+        for now in rounds([ask.key for ask in asks]):
             answers |= zip(now, self._participant.prepare([asks[i] for i in now]), strict=True)
-            left = [i for i in left if i not in answers]
         return [answers[i] for i in range(len(asks))]
 
     # --- looking ----------------------------------------------------------------------------------------------

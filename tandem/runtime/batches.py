@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import isqrt
 from typing import TypeVar
 
@@ -105,6 +105,18 @@ def _twice(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Answ
 
 def _not_reached() -> TandemError:
     return TandemError("not reached in time: ask again", reason=Reason.IN_PROGRESS, retry_after_s=1)
+
+
+def rounds(keys: Sequence[Hashable]) -> Iterator[list[int]]:
+    """Positions in groups in which no key is twice: what is said twice of one thing is said one after the other."""
+    left = list(range(len(keys)))
+    while left:
+        first: dict[Hashable, int] = {}
+        for i in left:
+            first.setdefault(keys[i], i)
+        now = set(first.values())
+        yield sorted(now)
+        left = [i for i in left if i not in now]
 
 
 def _told(error: Exception) -> TandemError:

@@ -6,7 +6,6 @@ for all of them, and each waits for its own answer, as long as it itself wants t
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -29,9 +28,12 @@ class _State(Enum):
 
 
 class _Entry(Generic[Item, Answer]):
-    """One caller's item. `latch` is let go when its state has become LEADING or ANSWERED."""
+    """One caller's item. `latch` is let go when its state has become LEADING or ANSWERED.
 
-    __slots__ = ("answer", "item", "latch", "raised", "state", "until")
+    carried: of one that leads, those that go with it.
+    """
+
+    __slots__ = ("answer", "carried", "item", "latch", "raised", "state", "until")
 
     def __init__(self, item: Item, until: float) -> None:
         self.item = item
@@ -39,6 +41,7 @@ class _Entry(Generic[Item, Answer]):
         self.state = _State.WAITING
         self.answer: Answer | None = None
         self.raised: Exception | None = None
+        self.carried: Sequence[_Entry[Item, Answer]] = ()
         self.latch = threading.Lock()
         self.latch.acquire()
 
@@ -74,6 +77,7 @@ class Coalescer(Generic[Item, Answer]):
         self._late = late
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._at_once = at_once
         self._free = at_once
         self._lock = threading.Lock()
         self._waiting: deque[_Entry[Item, Answer]] = deque()
@@ -84,63 +88,66 @@ class Coalescer(Generic[Item, Answer]):
         Raises TandemError DEADLINE_PASSED, OVERLOADED, or what `work` raises over this item.
         """
         entry: _Entry[Item, Answer] = _Entry(item, until)
+        try:
+            self._enter(entry)
+            if entry.state is _State.WAITING:
+                entry.latch.acquire(timeout=max(0.0, until - time.monotonic()))
+            if entry.state is _State.LEADING:
+                self._lead(entry)
+            elif entry.state is not _State.ANSWERED:
+                raise TandemError("not answered in time", reason=Reason.DEADLINE_PASSED)
+            return entry.result()
+        finally:
+            # However it ends, an interruption anywhere included: nobody may wait for a lead that is gone.
+            try:
+                self._leave(entry)
+            except BaseException:
+                self._leave(entry)
+                raise
+
+    def _enter(self, entry: _Entry[Item, Answer]) -> None:
+        """Leads at once where nobody is before it, else waits."""
         with self._lock:
-            lone = self._free > 0 and not self._waiting
-            if lone:
-                self._free -= 1
+            if self._free > 0 and not self._waiting:
                 entry.state = _State.LEADING
+                self._free -= 1
             elif len(self._waiting) >= self._max_waiting:
+                entry.state = _State.GONE
                 raise TandemError("too many calls at once", reason=Reason.OVERLOADED, retry_after_s=1)
             else:
                 self._waiting.append(entry)
-        if not lone:
-            try:
-                entry.latch.acquire(timeout=max(0.0, until - time.monotonic()))
-            except BaseException:  # an interruption is this caller's alone
-                with contextlib.suppress(TandemError):
-                    if self._leave(entry):
-                        self._hand_on(())
-                raise
-            if entry.state is not _State.LEADING and not self._leave(entry):
-                return entry.result()
-        return self._lead(entry)
 
-    def _leave(self, entry: _Entry[Item, Answer]) -> bool:
-        """Takes back an item whose caller waits no longer. True: it is to lead now; False: it is answered."""
+    def _leave(self, entry: _Entry[Item, Answer]) -> None:
+        """Takes back an item that nobody waits for any more; hands the lead on, if it has it. Can be repeated."""
         with self._lock:
-            state = entry.state
-            if state in (_State.WAITING, _State.CARRIED):
-                entry.state = _State.GONE
-                if state is _State.WAITING:
-                    self._waiting.remove(entry)
-        if state in (_State.WAITING, _State.CARRIED):
-            raise TandemError("not answered in time", reason=Reason.DEADLINE_PASSED)
-        return state is _State.LEADING
+            if entry.state is _State.LEADING:
+                for other in reversed(entry.carried):
+                    if other.state is _State.CARRIED:  # not answered: it has to go again
+                        other.state = _State.WAITING
+                        self._waiting.appendleft(other)
+                if self._waiting:
+                    leader = self._waiting.popleft()
+                    leader.state = _State.LEADING
+                    leader.latch.release()
+                else:
+                    self._free = min(self._free + 1, self._at_once)
+            elif entry.state is _State.WAITING and entry in self._waiting:
+                self._waiting.remove(entry)
+            entry.state = _State.GONE
 
-    def _lead(self, own: _Entry[Item, Answer]) -> Answer:
-        """Carries its own item and all that wait, and hands the lead on."""
-        batch = [own]
+    def _lead(self, own: _Entry[Item, Answer]) -> None:
+        """Carries its own item and all that wait, and answers them."""
         with self._lock:
+            batch = [own]
             while self._waiting and len(batch) < self._max_batch:
-                other = self._waiting.popleft()
-                other.state = _State.CARRIED
-                batch.append(other)
-        again = batch[1:]
-        try:
-            again = self._carry(batch)
-        finally:
-            self._hand_on(again)
-        return own.result()
-
-    def _carry(self, batch: Sequence[_Entry[Item, Answer]]) -> list[_Entry[Item, Answer]]:
-        """Answers the batch; returns those that have to go again."""
-        own = batch[0]
-        again = []
-        for entry, answer in zip(batch, self._answers([entry.item for entry in batch], own.until), strict=True):
+                batch.append(self._waiting.popleft())
+                batch[-1].state = _State.CARRIED
+            own.carried = batch[1:]
+        answers = self._answers([entry.item for entry in batch], own.until)
+        for entry, answer in zip(batch, answers, strict=True):
             if isinstance(answer, _Raised):
                 entry.raised = answer.error
             elif entry.until > own.until and self._late(answer):
-                again.append(entry)
                 continue
             else:
                 entry.answer = answer
@@ -148,7 +155,6 @@ class Coalescer(Generic[Item, Answer]):
                 if entry.state is _State.CARRIED:
                     entry.state = _State.ANSWERED
                     entry.latch.release()
-        return again
 
     def _answers(self, items: Sequence[Item], until: float) -> Sequence[Answer | _Raised]:
         try:
@@ -157,20 +163,6 @@ class Coalescer(Generic[Item, Answer]):
             if len(items) == 1:
                 return [_Raised(error)]
         return [answer for item in items for answer in self._answers([item], until)]
-
-    def _hand_on(self, again: Sequence[_Entry[Item, Answer]]) -> None:
-        """The next of those who wait leads; if nobody waits, whoever comes."""
-        with self._lock:
-            for entry in reversed(again):
-                if entry.state is _State.CARRIED:
-                    entry.state = _State.WAITING
-                    self._waiting.appendleft(entry)
-            if not self._waiting:
-                self._free += 1
-                return
-            leader = self._waiting.popleft()
-            leader.state = _State.LEADING
-        leader.latch.release()
 
 
 class _Raised:

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
 import grpc
 import pytest
 import sqlalchemy as sa
+from google.protobuf.wrappers_pb2 import StringValue
 from sqlalchemy.engine import Connection
 
 from tandem.coordinator.driver import Coordinator
@@ -30,21 +31,22 @@ from tandem.v1 import participant_pb2 as pb
 from tandem.v1 import participant_pb2_grpc
 from tests.support.house import COORDINATOR, House, built, entry, fresh_name, in_threads, new_id
 from tests.support.ledger import Ledger
-from tests.support.rules import abort_of, asking, commit_of, eventually, served
+from tests.support.rules import abort_of, another_session, asking, commit_of, eventually, served
 
 CALLERS = 24
 
 
 class Held(Ledger):
-    """A ledger that stands still in the first batch it stages, until it is let go; it notes how large each was."""
+    """A ledger that stands still in the first batches it stages, until it is let go; it notes how large each was."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
+        self.first = first
         self.go_on = threading.Event()
         self.batches: list[int] = []
 
     def stage(self, connection: Connection, stagings: Sequence[Staging]) -> Sequence[Staged]:
         self.batches.append(len(stagings))
-        if len(self.batches) == 1:
+        if len(self.batches) <= self.first:
             assert self.go_on.wait(5)
         return super().stage(connection, stagings)
 
@@ -244,7 +246,7 @@ def test_many_drivers_at_once(house: House) -> None:
 
 def test_a_participant_that_dies_in_the_middle(house: House) -> None:
     """The server stops under a batch: nobody is told of success, nothing is decided, and nothing stays in doubt."""
-    plug, member = Held(), house.ledger
+    plug, member = Held(first=CALLERS), house.ledger
     participant = Participant(
         member.engine,
         name="ledger",
@@ -278,3 +280,52 @@ def test_a_participant_that_dies_in_the_middle(house: House) -> None:
         assert house.outcome(id_) is None
         member.set(id_, next_attempt_at=sa.func.now())
     eventually(lambda: member.sweeper.run_once() == 0 and member.accounts(*names) == {})
+
+
+def test_one_id_at_the_same_time(house: House) -> None:
+    """R2, R3: concurrent calls of one id with the same content get the same answer, though they leave together."""
+    with ExitStack() as stack:
+        coordinator = stack.enter_context(_closing(house.another_coordinator()))
+        name, id_ = fresh_name(), new_id()
+        said = in_threads(*(lambda: coordinator.execute(id_, {"ledger": [entry(name)]}).phase.value for _ in range(12)))
+    assert said == ["committed"] * 12
+    assert house.ledger.accounts(name) == {name: "active"}
+
+
+def test_errors_do_not_tell_who_came_along(house: House) -> None:
+    """A violation's path is the caller's own, whatever message it was sent in."""
+    wrong = StringValue(value="no entry of a ledger")
+    with house.coordinator.transactions([{"ledger": [entry(fresh_name())]}, {"ledger": [wrong]}]) as batch:
+        (refused,) = batch.refused
+        assert isinstance(refused.error, Refused)
+        assert [violation.field for violation in refused.error.violations] == ["writes[0].type_url"]
+        assert "requests" not in refused.error.message
+        batch.connection.execute(sa.select(1))
+
+
+def test_one_that_is_locked_holds_up_nobody(house: House) -> None:
+    """R16: a transaction whose Commit meets a locked row is asked for again by itself; the others go by."""
+    stuck = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    assert stuck.decision is not None
+    with house.engine.begin() as connection:
+        connection.execute(stuck.decision)
+    lock = "SELECT FROM twophase.prepared_transaction WHERE transaction_id = :id FOR UPDATE"
+    with another_session(house.ledger.engine, lock, id=str(stuck.id)):
+        finishing = threading.Thread(target=stuck.finish)
+        finishing.start()
+        done = 0
+        while finishing.is_alive():
+            with house.coordinator.transaction({"ledger": [entry(fresh_name())]}) as tx:
+                pass
+            done += tx.delivered
+    finishing.join()
+    assert not stuck.delivered
+    assert done >= 3, "one after the other, while it was tried again and again"
+    house.coordinator.finish(stuck)
+    assert stuck.delivered
+
+
+@contextmanager
+def _closing(coordinator: Coordinator) -> Iterator[Coordinator]:
+    yield coordinator
+    coordinator.close()
