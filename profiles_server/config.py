@@ -31,7 +31,7 @@ class Settings(ProcessSettings):
         24,
         ge=2,
         le=200,
-        description="database connections at most; votes that wait for a lock may hold 16",
+        description="database connections at most; votes that wait for a lock may hold some for a while",
     )
     sweep_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one sweep to the next")
     sweep_batch: int = Field(500, ge=1, le=1000, description="transactions that a sweep takes up at a time")

@@ -270,12 +270,13 @@ class DecisionLog:
             .values(**values)
         )
 
-        def mark(some: Sequence[TransactionKey]) -> list[None]:
+        def mark(some: Sequence[TransactionKey], limits: Limits = limits) -> list[None]:
             with local_transaction(self.engine, limits) as connection:
                 connection.execute(statement, {"keys": [key.row() for key in some]})
             return [None] * len(some)
 
-        for error in redo(sorted(keys), mark, budget_s=MARK_BUDGET_S) if keys else ():
+        impatient = partial(mark, limits=replace(limits, lock_timeout_ms=20))
+        for error in redo(sorted(keys), mark, impatient=impatient, budget_s=MARK_BUDGET_S) if keys else ():
             if error is not None:
                 raise error
 

@@ -109,10 +109,12 @@ class Marks:
         self._waiting: queue.Queue[tuple[str, TransactionKey] | None] = queue.Queue(QUEUE_LIMIT)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._closed = False
 
     def put(self, participant: str, keys: Sequence[TransactionKey]) -> None:
         """To be struck off. A full queue drops: recovery delivers again. Never raises."""
-        if self._thread is None and not self._start():
+        if self._closed or (self._thread is None and not self._start()):
+            self._metrics.marks_dropped.inc(len(keys))
             return
         for key in keys:
             try:
@@ -122,6 +124,7 @@ class Marks:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Writes what waits, for at most so long."""
+        self._closed = True
         if self._thread is not None:
             try:
                 self._waiting.put(None, timeout=timeout_s)
@@ -151,10 +154,11 @@ class Marks:
             marks: dict[str, list[TransactionKey]] = {}
             for participant, key in filter(None, taken):
                 marks.setdefault(participant, []).append(key)
-            try:
-                self._log.delivered(marks)
-            except Exception as error:  # whatever it is: recovery has it
-                log.warning("deliveries not marked", exception=frames(error))
+            for participant, keys in marks.items():
+                try:
+                    self._log.delivered({participant: keys})
+                except Exception as error:  # whatever it is: recovery has it
+                    log.warning("deliveries not marked", participant=participant, exception=frames(error))
             if not stopping:
                 time.sleep(MARK_EVERY_S)
 

@@ -53,7 +53,7 @@ _RESOLVED_BY: dict[str, transaction_pb2.ResolvedBy.ValueType] = {
 _RESOLVED_BY_BACK = {value: ResolvedBy(name) for name, value in _RESOLVED_BY.items()}
 
 
-AT_ONCE = 2
+AT_ONCE = 4
 """Local transactions of one kind for single calls: while one waits for the disk, the next one works."""
 
 

@@ -106,19 +106,20 @@ _bound: WeakSet[Engine] = WeakSet()
 
 
 def bound_waits(engine: Engine) -> None:
-    """Gives new connections of any Engine a limit to how long they may take to come about (R16). Idempotent.
+    """Gives new connections of an Engine a limit to how long they may take to come about (R16). Idempotent.
 
-    From a connection's birth to its first use nobody else watches it.
+    From a connection's birth to its first use nobody else watches it. An Engine made with `creator=` connects by its
+    owner's own function, which has to limit that by itself.
     """
     if engine in _bound:
         return
     _bound.add(engine)
 
-    def connect(_dialect: object, record: Any, arguments: list[Any], settings: dict[str, Any]) -> Any:
-        settings.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
-        raw = psycopg2.connect(*arguments, **settings)
+    def connect(_dialect: object, _record: object, _arguments: object, settings: dict[str, Any]) -> None:
+        settings.setdefault("connect_timeout", CONNECT_TIMEOUT_S)  # the owner's own listeners go on
+
+    def born(raw: Any, record: Any) -> None:
         record.info[_WATCHED] = watchdog.watch(raw.fileno(), SET_UP_S)
-        return raw
 
     def checkout(_raw: object, record: Any, _proxy: object) -> None:
         watched = record.info.pop(_WATCHED, None)
@@ -126,6 +127,7 @@ def bound_waits(engine: Engine) -> None:
             watchdog.release(watched)
 
     event.listen(engine, "do_connect", connect)
+    event.listen(engine, "connect", born, insert=True)  # before SQLAlchemy's own, which asks the server this and that
     event.listen(engine, "checkout", checkout)
 
 
