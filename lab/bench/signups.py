@@ -167,11 +167,13 @@ def delivered(house: House) -> Callable[[], None]:
 
 
 def empty(house: House) -> None:
-    """Tables as they were in the beginning."""
+    """Tables as they were in the beginning, once nothing is left to be delivered."""
+    delivered(house)()
     with house.engine.begin() as connection:
         connection.exec_driver_sql("TRUNCATE users, twophase.decision")
     with house.profiles_engine.begin() as connection:
         connection.exec_driver_sql(
+            "LOCK TABLE twophase.prepared_transaction, profiles.person, profiles.audit_event;"
             "ALTER TABLE profiles.audit_event DISABLE TRIGGER append_only;"
             "TRUNCATE twophase.prepared_transaction, profiles.person, profiles.audit_event;"
             "ALTER TABLE profiles.audit_event ENABLE TRIGGER append_only"

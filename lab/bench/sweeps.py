@@ -13,6 +13,7 @@ from lab.bench.house import House
 from lab.bench.signups import empty
 from profiles_server.profiles import ProfilesResource
 from tandem.participant import Participant, ParticipantMetrics, Resolver, Sweeper
+from tandem.runtime.database import owned
 from tandem.runtime.digest import transaction_digest
 from tandem.runtime.times import Times
 
@@ -58,12 +59,8 @@ class Swept:
         for first in range(0, rows, CHUNK):
             with self._house.profiles_engine.begin() as connection:
                 connection.execute(sa.text(_STORED), {"count": min(CHUNK, rows - first)})
-        raw = self._house.profiles_engine.raw_connection()
-        raw.rollback()
-        raw.autocommit = True  # type: ignore[attr-defined]
-        raw.cursor().execute("VACUUM ANALYZE twophase.prepared_transaction, profiles.person")
-        raw.autocommit = False  # type: ignore[attr-defined]
-        raw.close()
+        with owned(self._house.profiles_engine) as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE twophase.prepared_transaction, profiles.person")
 
     def seconds(self) -> float:
         """Makes DUE transactions due, half of them committed and half undecided, and sweeps them."""
