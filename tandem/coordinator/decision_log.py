@@ -31,8 +31,8 @@ from tandem.runtime.times import Times
 FENCE_LIMITS = Limits(lock_timeout_ms=300, statement_timeout_ms=2_000, idle_timeout_ms=2_000)
 """A fence waits this long for a committing initiator, then says IN_PROGRESS (R4)."""
 
-IMPATIENT = replace(FENCE_LIMITS, lock_timeout_ms=20)
-"""For one by one, where one of the batch is stalled: however many are, the others get their answers."""
+IMPATIENT_MS = 20
+"""How long the pieces of a batch wait for a lock where one of it is held: however many are, the others get done."""
 
 BUDGET_S = 2.0
 """For one Resolve, however many ids are stalled (R4)."""
@@ -109,7 +109,7 @@ class DecisionLog:
             looked.update(self._read(connection, ordered))
         undecided = [key for key, what in looked.items() if what is Standing.UNDECIDED]
         if fence and undecided:
-            impatient = partial(self._fence, limits=IMPATIENT)
+            impatient = partial(self._fence, limits=replace(FENCE_LIMITS, lock_timeout_ms=IMPATIENT_MS))
             fenced = redo(undecided, self._fence, impatient=impatient, budget_s=BUDGET_S)
             for key, what in zip(undecided, fenced, strict=True):
                 in_progress = isinstance(what, TandemError) and what.reason is Reason.IN_PROGRESS
@@ -138,7 +138,7 @@ class DecisionLog:
         with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(sa.select(log.c.log_id).where(log.c.log_id.in_(log_ids))).scalars())
 
-    def _fence(self, keys: Sequence[TransactionKey], limits: Limits | None = None) -> list[Looked]:
+    def _fence(self, keys: Sequence[TransactionKey], limits: Limits = FENCE_LIMITS) -> list[Looked]:
         """Writes `aborted` where nothing is, then reads in a second statement what is there now (R4)."""
         asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
         chosen = (
@@ -159,7 +159,7 @@ class DecisionLog:
             .on_conflict_do_nothing()
         )
         rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
-        with local_transaction(self.engine, limits or FENCE_LIMITS) as connection:
+        with local_transaction(self.engine, limits) as connection:
             connection.execute(statement, {"asked": rows})
             looked = self._read(connection, keys)
         # Not written and not there: the id is too old, or ahead, or another's row went while we looked.
@@ -270,13 +270,13 @@ class DecisionLog:
             .values(**values)
         )
 
-        def mark(some: Sequence[TransactionKey], limits: Limits = limits) -> list[None]:
-            with local_transaction(self.engine, limits) as connection:
+        def mark(within: Limits, some: Sequence[TransactionKey]) -> list[None]:
+            with local_transaction(self.engine, within) as connection:
                 connection.execute(statement, {"keys": [key.row() for key in some]})
             return [None] * len(some)
 
-        impatient = partial(mark, limits=replace(limits, lock_timeout_ms=20))
-        for error in redo(sorted(keys), mark, impatient=impatient, budget_s=MARK_BUDGET_S) if keys else ():
+        patient, impatient = partial(mark, limits), partial(mark, replace(limits, lock_timeout_ms=IMPATIENT_MS))
+        for error in redo(sorted(keys), patient, impatient=impatient, budget_s=MARK_BUDGET_S) if keys else ():
             if error is not None:
                 raise error
 

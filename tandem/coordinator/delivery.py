@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +9,7 @@ from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.handle import Transaction
 from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.participants import Participants
+from tandem.runtime.background import Background
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
@@ -100,67 +99,37 @@ class Delivery:
 class Marks:
     """Acknowledgements on their way into the log: nobody waits for them, and one that gets lost is delivered again.
 
-    The first is written at once, those that come meanwhile together with the next. One thread, from the first one on.
+    The first is written at once, those that come meanwhile together with the next.
     """
 
     def __init__(self, decision_log: DecisionLog, metrics: CoordinatorMetrics) -> None:
         self._log = decision_log
-        self._metrics = metrics
-        self._waiting: queue.Queue[tuple[str, TransactionKey] | None] = queue.Queue(QUEUE_LIMIT)
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._closed = False
+        self._writing: Background[tuple[str, TransactionKey]] = Background(
+            "marks",
+            self._write,
+            limit=QUEUE_LIMIT,
+            batch=BATCH,
+            dropped=metrics.marks_dropped.inc,
+            every_s=MARK_EVERY_S,
+        )
 
     def put(self, participant: str, keys: Sequence[TransactionKey]) -> None:
         """To be struck off. A full queue drops: recovery delivers again. Never raises."""
-        if self._closed or (self._thread is None and not self._start()):
-            self._metrics.marks_dropped.inc(len(keys))
-            return
-        for key in keys:
+        self._writing.put([(participant, key) for key in keys])
+
+    def close(self) -> None:
+        """Writes what waits."""
+        self._writing.close()
+
+    def _write(self, taken: Sequence[tuple[str, TransactionKey]]) -> None:
+        marks: dict[str, list[TransactionKey]] = {}
+        for participant, key in taken:
+            marks.setdefault(participant, []).append(key)
+        for participant, keys in marks.items():
             try:
-                self._waiting.put_nowait((participant, key))
-            except queue.Full:
-                self._metrics.marks_dropped.inc()
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Writes what waits, for at most so long."""
-        self._closed = True
-        if self._thread is not None:
-            try:
-                self._waiting.put(None, timeout=timeout_s)
-            except queue.Full:
-                return
-            self._thread.join(timeout_s)
-
-    def _start(self) -> bool:
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="marks", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no thread to be had; after the commit point nothing raises
-                    log.warning("no thread to mark deliveries", exception=frames(error))
-                    return False
-                self._thread = thread
-        return True
-
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            taken = [self._waiting.get()]
-            while len(taken) < BATCH and not self._waiting.empty():
-                taken.append(self._waiting.get_nowait())
-            stopping = None in taken
-            marks: dict[str, list[TransactionKey]] = {}
-            for participant, key in filter(None, taken):
-                marks.setdefault(participant, []).append(key)
-            for participant, keys in marks.items():
-                try:
-                    self._log.delivered({participant: keys})
-                except Exception as error:  # whatever it is: recovery has it
-                    log.warning("deliveries not marked", participant=participant, exception=frames(error))
-            if not stopping:
-                time.sleep(MARK_EVERY_S)
+                self._log.delivered({participant: keys})
+            except Exception as error:  # whatever it is: recovery has it
+                log.warning("deliveries not marked", participant=participant, exception=frames(error))
 
 
 PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
@@ -172,11 +141,13 @@ class Confirmer:
 
     def __init__(self, delivery: Delivery, metrics: CoordinatorMetrics) -> None:
         self._delivery = delivery
-        self._metrics = metrics
-        self._waiting: queue.Queue[Transaction] = queue.Queue(QUEUE_LIMIT)
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._closing = threading.Event()
+        self._confirming: Background[Transaction] = Background(
+            "confirm",
+            lambda txs: self.now(txs, until=time.monotonic() + BACKGROUND_S),
+            limit=QUEUE_LIMIT,
+            batch=BATCH,
+            dropped=metrics.confirms_dropped.inc,
+        )
 
     def now(self, txs: Sequence[Transaction], *, until: float) -> None:
         """Confirms, waiting for the acknowledgements at most until then."""
@@ -198,34 +169,8 @@ class Confirmer:
 
     def later(self, txs: Sequence[Transaction]) -> None:
         """Confirms in the background. A full queue drops: recovery has it."""
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="confirm", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no thread to be had; after the commit point nothing raises
-                    log.warning("no thread to confirm in the background", exception=frames(error))
-                    self._metrics.confirms_dropped.inc(len(txs))
-                    return
-                self._thread = thread
-        for tx in txs:
-            try:
-                self._waiting.put_nowait(tx)
-            except queue.Full:
-                self._metrics.confirms_dropped.inc()
+        self._confirming.put(txs)
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Confirms what waits, for at most so long."""
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while not (self._closing.is_set() and self._waiting.empty()):
-            try:
-                batch = [self._waiting.get(timeout=0.2)]
-            except queue.Empty:
-                continue
-            while len(batch) < BATCH and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            self.now(batch, until=time.monotonic() + BACKGROUND_S)
+    def close(self) -> None:
+        """Confirms what waits."""
+        self._confirming.close()

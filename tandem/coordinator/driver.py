@@ -78,13 +78,12 @@ class Coordinator:
         registry: CollectorRegistry | None = None,
         log_engine: Engine | None = None,
     ) -> None:
-        for given in (engine, log_engine or engine):
-            bound_waits(given)
         self.name = name
         self.engine = engine
         self.times = (times or Times()).check()
         self.metrics = CoordinatorMetrics(registry or CollectorRegistry())
         self.log = DecisionLog(log_engine or engine, self.times)
+        bound_waits(self.log.engine)  # the block's own Engine is looked at with the block
         self.participants = Participants(participants)
         self._marks = Marks(self.log, self.metrics)
         self._delivery = Delivery(self.log, self.participants, self.metrics, self._marks)

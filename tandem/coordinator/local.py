@@ -265,11 +265,14 @@ def _check_engine(engine: Engine) -> None:
         raw: Any = connection.connection.dbapi_connection
         if raw.autocommit:
             raise LocalTransactionRefused("the Engine is in AUTOCOMMIT: own rows and decision must commit together")
+    # What goes around the guarded methods (a Transaction object's own commit, a Session's failed flush) comes by here.
+    for happening in ("commit", "rollback"):
+        event.listen(engine, happening, _touched)
     _carries.add(engine)
 
 
 _carries: WeakSet[Engine] = WeakSet()
-"""Engines whose connections have been looked at: they all are made in one way."""
+"""Engines that were looked at, and are listened to: once, since all their connections are made in one way."""
 
 
 def _binds(session: Session) -> list[Any]:
@@ -288,8 +291,6 @@ def _guard_connection(connection: Connection, flag: Callable[[], None]) -> Calla
     names = ("commit", "rollback", "close", "detach")
     for name in names:
         setattr(connection, name, _raiser(f"Connection.{name}"))
-    # What goes around the methods (a Transaction object's own commit, a Session's failed flush) still comes by here.
-    _listen(connection.engine)
     _guarded[connection] = flag
 
     def undo() -> None:
@@ -301,18 +302,7 @@ def _guard_connection(connection: Connection, flag: Callable[[], None]) -> Calla
 
 
 _guarded: dict[Connection, Callable[[], None]] = {}
-"""Connections of blocks that are under way. An Engine is listened to once: to do it for each block costs more than all
-the rest of the guard."""
-
-_listened: WeakSet[Engine] = WeakSet()
-
-
-def _listen(engine: Engine) -> None:
-    if engine in _listened:
-        return
-    _listened.add(engine)
-    for happening in ("commit", "rollback"):
-        event.listen(engine, happening, _touched)
+"""Connections of blocks that are under way."""
 
 
 def _touched(connection: Connection) -> None:

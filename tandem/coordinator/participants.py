@@ -89,11 +89,6 @@ def _vote(result: pb.BatchPrepareResult) -> Vote:
     return Vote(participant=result.response.participant, digest=result.response.digest)
 
 
-def _ended(response: Any) -> list[Ended]:
-    results: Iterable[status_pb2.Status] = response.results
-    return [from_status(status) if status.code else None for status in results]
-
-
 _PREPARE: _Method[pb.PrepareRequest, Vote] = _Method(
     "Prepare",
     "BatchPrepare",
@@ -103,24 +98,20 @@ _PREPARE: _Method[pb.PrepareRequest, Vote] = _Method(
     lambda error: Vote(error=error),
     lambda vote: vote.error,
 )
-_COMMIT: _Method[pb.CommitRequest, Ended] = _Method(
-    "Commit",
-    "BatchCommit",
-    lambda some: pb.BatchCommitRequest(requests=some),
-    lambda _: None,
-    _ended,
-    lambda error: error,
-    lambda answer: answer,
-)
-_ABORT: _Method[pb.AbortRequest, Ended] = _Method(
-    "Abort",
-    "BatchAbort",
-    lambda some: pb.BatchAbortRequest(requests=some),
-    lambda _: None,
-    _ended,
-    lambda error: error,
-    lambda answer: answer,
-)
+
+
+def _ending(one: str, wrap: Callable[[Sequence[T]], Any]) -> _Method[T, Ended]:
+    """Commit or Abort: done, or an error."""
+
+    def read(response: Any) -> list[Ended]:
+        results: Iterable[status_pb2.Status] = response.results
+        return [from_status(status) if status.code else None for status in results]
+
+    return _Method(one, f"Batch{one}", wrap, lambda _: None, read, lambda error: error, lambda answer: answer)
+
+
+_COMMIT: _Method[pb.CommitRequest, Ended] = _ending("Commit", lambda some: pb.BatchCommitRequest(requests=some))
+_ABORT: _Method[pb.AbortRequest, Ended] = _ending("Abort", lambda some: pb.BatchAbortRequest(requests=some))
 
 
 class Participants:
@@ -138,25 +129,17 @@ class Participants:
 
     def prepare(self, asked: Mapping[str, Sequence[Preparing]], *, until: float) -> dict[str, list[Vote]]:
         """The votes of each participant, in the order asked. until: on time.monotonic()."""
-        single = _single(asked)
-        if single is not None:
-            name, preparing = single
-            return {name: [_repeated(_PREPARE, self._preparing[name], preparing.request(), until)]}
-        return self._ask_all(_PREPARE, {name: [one.request() for one in some] for name, some in asked.items()}, until)
+        requests = {name: [one.request() for one in some] for name, some in asked.items()}
+        return self._ask_together(_PREPARE, self._preparing, requests, until)
 
     def commit(
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
     ) -> dict[str, list[Ended]]:
         """Brings the decision committed: None for each that has acknowledged."""
-        single = _single(asked)
-        if single is not None:
-            name, key = single
-            request = pb.CommitRequest(key=key_to(key), resolved_by=by)
-            return {name: [_repeated(_COMMIT, self._committing[name], request, until)]}
         requests = {
             name: [pb.CommitRequest(key=key_to(key), resolved_by=by) for key in keys] for name, keys in asked.items()
         }
-        return self._ask_all(_COMMIT, requests, until)
+        return self._ask_together(_COMMIT, self._committing, requests, until)
 
     def abort(
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
@@ -201,6 +184,19 @@ class Participants:
             return answers
 
         return Coalescer(work, late=lambda answer: _is_late(method.error_of(answer)), at_once=AT_ONCE)
+
+    def _ask_together(
+        self,
+        method: _Method[T, A],
+        coalescers: Mapping[str, Coalescer[T, A]],
+        requests: Mapping[str, Sequence[T]],
+        until: float,
+    ) -> dict[str, list[A]]:
+        """A single question in company; what is more than one goes by itself."""
+        match list(requests.items()):
+            case [(name, [request])]:
+                return {name: [_repeated(method, coalescers[name], request, until)]}
+        return self._ask_all(method, requests, until)
 
     def _ask_all(self, method: _Method[T, A], requests: Mapping[str, Sequence[T]], until: float) -> dict[str, list[A]]:
         """Sends every participant its requests, all at once; repeats those that are UNAVAILABLE while there is time."""
@@ -285,11 +281,7 @@ def _all_chunks(
     requests: Mapping[str, Sequence[T]], positions: Mapping[str, Sequence[int]]
 ) -> list[tuple[str, Sequence[int]]]:
     """The messages to send for the requests at these positions: (participant, positions)."""
-    return [
-        (name, chunk)
-        for name, some in requests.items()
-        for chunk in _chunks(positions[name], [r.ByteSize() for r in some])  # type: ignore[attr-defined]
-    ]
+    return [(name, chunk) for name, some in requests.items() for chunk in _chunks(positions[name], some)]
 
 
 def _message(method: _Method[T, A], requests: Sequence[T], chunk: Sequence[int]) -> Any:
@@ -323,14 +315,6 @@ def _of_its_own(error: TandemError | None) -> None:
 _PLACE = re.compile(r"\brequests\[\d+\]\.?")
 
 
-def _single(asked: Mapping[str, Sequence[T]]) -> tuple[str, T] | None:
-    """The participant and the question, where there is but one."""
-    if len(asked) != 1:
-        return None
-    ((name, some),) = asked.items()
-    return (name, some[0]) if len(some) == 1 else None
-
-
 def _is_late(error: TandemError | None) -> bool:
     """Whether the time was over, which says nothing of those who have more of it."""
     return error is not None and error.reason is Reason.DEADLINE_PASSED
@@ -341,16 +325,17 @@ def _may_repeat(error: TandemError | None) -> bool:
     return error is not None and CODES.get(error.reason) is grpc.StatusCode.UNAVAILABLE
 
 
-def _chunks(positions: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+def _chunks(positions: Sequence[int], requests: Sequence[Any]) -> list[list[int]]:
     """Positions in groups that a message and a batch can hold."""
     chunks: list[list[int]] = []
     room = 0
     for i in positions:
-        if not chunks or len(chunks[-1]) >= MAX_BATCH or sizes[i] + 8 > room:
+        size = requests[i].ByteSize() + 8
+        if not chunks or len(chunks[-1]) >= MAX_BATCH or size > room:
             chunks.append([])
             room = MAX_BATCH_BYTES
         chunks[-1].append(i)
-        room -= sizes[i] + 8
+        room -= size
     return chunks
 
 

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -101,13 +100,9 @@ def _as_they_come(asked: Sequence[_Asked]) -> Iterator[_Asked]:
     """The quick ones first. Each ends by its deadline, so this ends."""
     done: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
     for one in asked:
-        one.call.add_done_callback(partial(_put, done, one))
+        one.call.add_done_callback(lambda _, one=one: done.put(one))
     for _ in asked:
         yield done.get()
-
-
-def _put(done: queue.SimpleQueue[_Asked], one: _Asked, _: object) -> None:
-    done.put(one)
 
 
 class Resolver:
@@ -125,12 +120,6 @@ class Resolver:
         self._stubs = {
             name: coordinator_pb2_grpc.CoordinatorServiceStub(channel) for name, channel in self._channels.items()
         }
-
-    def ask(
-        self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float = math.inf
-    ) -> list[Outcome | TandemError]:
-        """What this coordinator decided for each. Raises TandemError if it can't be asked at all."""
-        return self._asked(coordinator, batch, fence=fence, timeout_s=timeout_s).answers()
 
     def _asked(self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float) -> _Asked:
         """Sends the questions."""

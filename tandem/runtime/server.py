@@ -248,12 +248,3 @@ def _internal(method: str, error: Exception) -> TandemError:
 
 def _abort(context: grpc.ServicerContext, error: TandemError) -> None:
     context.abort_with_status(rpc_status.to_status(to_status(error)))
-
-
-def wait_ready(channel: grpc.Channel, timeout_s: float) -> bool:
-    """Whether the other end can be reached within the time."""
-    try:
-        grpc.channel_ready_future(channel).result(timeout=timeout_s)
-    except grpc.FutureTimeoutError:
-        return False
-    return True

@@ -120,11 +120,6 @@ def from_rpc_error(error: grpc.RpcError) -> TandemError:
     return TandemError(f"the call ended with {code.name}", reason=_general_reason(code.value[0]))
 
 
-def grpc_code(error: TandemError) -> grpc.StatusCode:
-    """The status code that a client sees for an error."""
-    return CODES.get(error.reason, grpc.StatusCode.INTERNAL)
-
-
 def _general_reason(code: int) -> Reason:
     name = code_pb2.Code.Name(code) if code in code_pb2.Code.values() else "UNKNOWN"
     match _BY_NAME.get(name, grpc.StatusCode.UNKNOWN):
