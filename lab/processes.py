@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
@@ -91,12 +92,16 @@ class Service:
                 text=True,
                 start_new_session=True,
             )
-        watchdog = threading.Timer(START_S, self._process.kill)
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            self._hear(stdout)
+
+    def _hear(self, stdout: IO[str]) -> None:
+        """Waits until it says that it is ready."""
+        watchdog = threading.Timer(START_S, self.kill)
         watchdog.start()
         try:
-            assert self._process.stdout is not None
-            with self._process.stdout as stdout:
-                line = stdout.readline()
+            line = stdout.readline()
         finally:
             watchdog.cancel()
         if not line.startswith("ready "):

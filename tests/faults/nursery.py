@@ -12,7 +12,6 @@ import os
 import runpy
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -91,17 +90,8 @@ class Child(Service):
             return
         environment = {**os.environ, **self.environment, "TANDEM_FAILPOINTS": self.failpoints}
         self._child, hears = _begin(self.module, (), environment, self.log)
-        watchdog = threading.Timer(START_S, self._child.kill)
-        watchdog.start()
-        try:
-            with hears, open(hears.fileno(), closefd=False) as stdout:
-                line = stdout.readline()
-        finally:
-            watchdog.cancel()
-        if not line.startswith("ready "):
-            self.kill()
-            raise ProcessFailed(f"{self.module} did not start; the end of {self.log}:\n{tail(self.log)}")
-        self.metrics = line.rstrip().rpartition("metrics=")[2]
+        with hears, open(hears.fileno(), closefd=False) as stdout:
+            self._hear(stdout)
 
     def died(self) -> int | None:
         if self._child is None:

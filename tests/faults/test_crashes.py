@@ -9,7 +9,7 @@ test_crashes_of_databases.py, what dies at random moments in test_crashes_under_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
@@ -26,25 +26,9 @@ from tests.faults.crash_house import (
     Answer,
     House,
     Trial,
-    built,
     eventually,
 )
 from tests.support.house import new_id
-
-
-@pytest.fixture(scope="module")
-def town() -> Iterator[House]:
-    """The house of this file."""
-    with built() as house:
-        yield house
-
-
-@pytest.fixture
-def house(town: House) -> House:
-    """The house, whatever a test before may have left."""
-    town.heal()
-    return town
-
 
 # --- the cases --------------------------------------------------------------------------------------------------------
 

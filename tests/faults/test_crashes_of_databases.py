@@ -7,7 +7,7 @@ caller was given, both sides, and everything that is left, against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 
@@ -25,7 +25,6 @@ from tests.faults.crash_house import (
     Answer,
     House,
     Trial,
-    built,
     eventually,
 )
 
@@ -42,20 +41,6 @@ ENDINGS: dict[str, set[str | None]] = {
     "fence": {ABORTED},
 }
 """What a transaction may come to. None: no participant ever heard of it."""
-
-
-@pytest.fixture(scope="module")
-def town() -> Iterator[House]:
-    """The house of this file."""
-    with built() as house:
-        yield house
-
-
-@pytest.fixture
-def house(town: House) -> House:
-    """The house, whatever a test before may have left."""
-    town.heal()
-    return town
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from itertools import count
 
 import pytest
 
-from tests.faults.crash_house import ANYBODY, PATIENCE_S, Answer, House, Trial, built, eventually
+from tests.faults.crash_house import ANYBODY, PATIENCE_S, Answer, House, Trial, eventually
 from tests.faults.initiator import Kind
 
 FULL = bool(os.environ.get("TANDEM_FULL"))
@@ -82,20 +82,6 @@ class Load:
             with self._counting:
                 self.failed += 1
         return answer
-
-
-@pytest.fixture(scope="module")
-def town() -> Iterator[House]:
-    """The house of this file."""
-    with built() as house:
-        yield house
-
-
-@pytest.fixture
-def house(town: House) -> House:
-    """The house, whatever a test before may have left."""
-    town.heal()
-    return town
 
 
 @pytest.mark.parametrize("victims", VICTIMS, ids="+".join)

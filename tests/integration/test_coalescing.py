@@ -80,6 +80,20 @@ class Crowd:
         return futures
 
 
+def over(house: House, plug: Ledger) -> ParticipantServicer:
+    """The ledger's participant over another plug."""
+    member = house.ledger
+    participant = Participant(
+        member.engine,
+        name="ledger",
+        resource=plug,
+        coordinators=[COORDINATOR],
+        times=house.times,
+        metrics=member.metrics,
+    )
+    return ParticipantServicer(participant, member.resolver)
+
+
 @pytest.fixture(scope="module")
 def house(new_database: Callable[[str], str]) -> Iterator[House]:
     with built(new_database) as house:
@@ -89,16 +103,8 @@ def house(new_database: Callable[[str], str]) -> Iterator[House]:
 @pytest.fixture
 def crowd(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
     monkeypatch.setattr("tandem.participant.servicer.AT_ONCE", 1)
-    plug, member = Held(), house.ledger
-    participant = Participant(
-        member.engine,
-        name="ledger",
-        resource=plug,
-        coordinators=[COORDINATOR],
-        times=house.times,
-        metrics=member.metrics,
-    )
-    servicer = ParticipantServicer(participant, member.resolver)
+    plug = Held()
+    servicer = over(house, plug)
     with served(servicer, workers=CALLERS + 8) as server:
         crowd = Crowd(house, server, servicer, plug)
         yield crowd
@@ -247,17 +253,9 @@ def test_many_drivers_at_once(house: House) -> None:
 def test_a_participant_that_dies_in_the_middle(house: House) -> None:
     """The server stops under a batch: nobody is told of success, nothing is decided, and nothing stays in doubt."""
     plug, member = Held(first=CALLERS), house.ledger
-    participant = Participant(
-        member.engine,
-        name="ledger",
-        resource=plug,
-        coordinators=[COORDINATOR],
-        times=house.times,
-        metrics=member.metrics,
-    )
     names = [fresh_name() for _ in range(8)]
     told: list[object] = []
-    with served(ParticipantServicer(participant, member.resolver)) as server:
+    with served(over(house, plug)) as server:
         coordinator = Coordinator(house.engine, name=COORDINATOR, participants={"ledger": server.address})
 
         def sign_up(name: str) -> object:

@@ -445,15 +445,21 @@ def test_two_threads_that_deadlock(profiles_engine: Engine, profiles_participant
     assert wins[str(Yes)] >= 1, wins
 
 
-def test_a_business_has_a_thousand_people_at_most(profiles_engine: Engine, profiles_participant: Participant) -> None:
-    """R6, R16: it is shown with all its people, so their number is limited when they are added, and says so."""
+def with_one_place_left(engine: Engine, participant: Participant) -> business_pb2.Business:
+    """A business that one more person may join."""
     firm = registered(people=people(business_pb2.ROLE_OWNER))
-    key = create(profiles_participant, firm)
-    with profiles_engine.begin() as connection:
+    key = create(participant, firm)
+    with engine.begin() as connection:
         connection.execute(
             sa.text(MORE_PEOPLE),
             {"id": firm.business_id, "coordinator": key.coordinator, "transaction": key.transaction_id},
         )
+    return firm
+
+
+def test_a_business_has_a_thousand_people_at_most(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """R6, R16: it is shown with all its people, so their number is limited when they are added, and says so."""
+    firm = with_one_place_left(profiles_engine, profiles_participant)
     last, over = ask(relation(firm.business_id)), ask(relation(firm.business_id))
     (yes,) = profiles_participant.prepare([last])
     assert isinstance(yes, Yes)
@@ -470,13 +476,7 @@ def test_a_business_has_a_thousand_people_at_most(profiles_engine: Engine, profi
 
 def test_the_last_place_is_given_once(profiles_engine: Engine, profiles_participant: Participant) -> None:
     """R6: of two in one batch, or at the same moment, one gets it, the other is told to wait; aborted: free."""
-    firm = registered(people=people(business_pb2.ROLE_OWNER))
-    key = create(profiles_participant, firm)
-    with profiles_engine.begin() as connection:
-        connection.execute(
-            sa.text(MORE_PEOPLE),
-            {"id": firm.business_id, "coordinator": key.coordinator, "transaction": key.transaction_id},
-        )
+    firm = with_one_place_left(profiles_engine, profiles_participant)
     for round_ in range(20):
         pair = [ask(relation(firm.business_id)), ask(relation(firm.business_id))]
         votes = profiles_participant.prepare(pair) if round_ % 2 else race(profiles_participant, *pair)
