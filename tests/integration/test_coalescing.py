@@ -20,16 +20,18 @@ from sqlalchemy.engine import Connection
 
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.errors import Refused
+from tandem.coordinator.participants import Preparing
 from tandem.participant.participant import Participant
 from tandem.participant.resource import Staged, Staging
 from tandem.participant.servicer import ParticipantServicer
 from tandem.runtime.channel import open_channel
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server
 from tandem.runtime.status import from_rpc_error
 from tandem.v1 import participant_pb2 as pb
 from tandem.v1 import participant_pb2_grpc
-from tests.support.house import COORDINATOR, House, built, entry, fresh_name, in_threads, new_id
+from tests.support.house import COORDINATOR, House, built, entry, fresh_name, in_threads, new_id, packed
 from tests.support.ledger import Ledger
 from tests.support.rules import abort_of, another_session, asking, commit_of, eventually, served
 
@@ -288,6 +290,68 @@ def test_one_id_at_the_same_time(house: House) -> None:
         said = in_threads(*(lambda: coordinator.execute(id_, {"ledger": [entry(name)]}).phase.value for _ in range(12)))
     assert said == ["committed"] * 12
     assert house.ledger.accounts(name) == {name: "active"}
+
+
+def test_one_id_in_one_company(house: House) -> None:
+    """The same, where they are sure to leave together: what is said twice of one id is said one after the other."""
+    plug = Held(first=2)
+    with ExitStack() as stack:
+        server = stack.enter_context(served(over(house, plug)))
+        coordinator = Coordinator(house.engine, name=COORDINATOR, participants={"ledger": server.address})
+        stack.callback(coordinator.close)
+        ask, pool = coordinator.participants, stack.enter_context(ThreadPoolExecutor(4))
+        stack.callback(plug.go_on.set)
+        log_id, until = coordinator.log.log_id(), time.monotonic() + 10
+
+        def prepare(id_: UUID, name: str) -> Future[TandemError | None]:
+            one = Preparing(TransactionKey(COORDINATOR, id_), log_id, 60.0, 7.0, packed(entry(name)))
+            return pool.submit(lambda: ask.prepare({"ledger": [one]}, until=until)["ledger"][0].error)
+
+        before = [prepare(new_id(), fresh_name()) for _ in range(2)]  # as many as may be under way at the same time
+        eventually(lambda: len(plug.batches) == 2)
+        id_, name = new_id(), fresh_name()
+        twice = [prepare(id_, name) for _ in range(2)]
+        eventually(lambda: len(ask._preparing["ledger"]._waiting) == 2)
+        plug.go_on.set()
+        assert [future.result() for future in (*before, *twice)] == [None] * 4
+    assert house.ledger.accounts(name) == {name: "prepared"}
+
+
+def test_one_that_may_succeed_later_is_asked_again(house: House) -> None:
+    """A participant that is not ready at once: the vote is asked for again, as long as there is time."""
+    calls: list[int] = []
+
+    class Busy(ParticipantServicer):
+        def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:
+            calls.append(1)
+            if len(calls) < 3:
+                raise TandemError("not yet", reason=Reason.IN_PROGRESS)
+            return super().Prepare(request, context)
+
+    with served(Busy(house.ledger.participant, house.ledger.resolver)) as server:
+        coordinator = Coordinator(house.engine, name=COORDINATOR, participants={"ledger": server.address})
+        with coordinator.transaction({"ledger": [entry(fresh_name())]}) as tx:
+            pass
+        coordinator.close()
+    assert tx.delivered
+    assert len(calls) == 3
+
+
+def test_a_locked_row_in_a_large_batch(house: House) -> None:
+    """R7: the neighbours of a locked row are not staged one by one: most of them go in the first piece they are in."""
+    plug, held, names = Held(first=0), fresh_name(), [fresh_name() for _ in range(399)]
+    insert = (
+        "INSERT INTO ledger.account (coordinator, transaction_id, name, amount, state) VALUES ('x', :id, :name, 1, 'x')"
+    )
+    with (
+        served(over(house, plug)) as server,
+        another_session(house.ledger.engine, insert, id=str(new_id()), name=held),
+    ):
+        stub = participant_pb2_grpc.ParticipantServiceStub(open_channel(server.address))
+        asks = [asking(new_id(), name) for name in (*names, held)]
+        results = stub.BatchPrepare(pb.BatchPrepareRequest(requests=asks), timeout=10).results
+    assert [bool(result.status.code) for result in results] == [False] * len(names) + [True]
+    assert len(plug.batches) < 80, plug.batches
 
 
 def test_errors_do_not_tell_who_came_along(house: House) -> None:
