@@ -114,12 +114,20 @@ _COMMIT: _Method[pb.CommitRequest, Ended] = _ending("Commit", lambda some: pb.Ba
 _ABORT: _Method[pb.AbortRequest, Ended] = _ending("Abort", lambda some: pb.BatchAbortRequest(requests=some))
 
 
+REPEATED_HERE = tuple(
+    f"tandem.v1.ParticipantService/{name}"
+    for method in (_PREPARE, _COMMIT, _ABORT)
+    for name in (method.one, method.many)
+)
+"""Repeats are ours: a channel's own would keep others waiting that go in the same message."""
+
+
 class Participants:
     """The participants that a coordinator knows: name → gRPC target."""
 
     def __init__(self, targets: Mapping[str, str]) -> None:
         self.names = frozenset(targets)
-        self._channels = {name: open_channel(target) for name, target in targets.items()}
+        self._channels = {name: open_channel(target, once=REPEATED_HERE) for name, target in targets.items()}
         self._stubs = {
             name: participant_pb2_grpc.ParticipantServiceStub(channel) for name, channel in self._channels.items()
         }

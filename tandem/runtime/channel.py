@@ -24,7 +24,8 @@ _RETRIED: dict[str, object] = {
 def open_channel(target: str, *, once: Sequence[str] = ()) -> grpc.Channel:
     """A channel to `target` (any gRPC name, such as `dns:///profiles:50051`). Connects on first use.
 
-    once: methods ("package.Service/Method") that are not repeated, because a repeat can't be told from another call.
+    once: methods ("package.Service/Method") that the channel does not repeat: a repeat can't be told from another call,
+    or their caller repeats them by itself.
     """
     exceptions = [dict(zip(("service", "method"), method.split("/"), strict=True)) for method in once]
     config = {"methodConfig": [_RETRIED, *([{"name": exceptions}] if exceptions else [])]}

@@ -299,7 +299,7 @@ def test_one_id_in_one_company(house: House) -> None:
         server = stack.enter_context(served(over(house, plug)))
         coordinator = Coordinator(house.engine, name=COORDINATOR, participants={"ledger": server.address})
         stack.callback(coordinator.close)
-        ask, pool = coordinator.participants, stack.enter_context(ThreadPoolExecutor(4))
+        ask, pool = coordinator.participants, stack.enter_context(ThreadPoolExecutor(8))
         stack.callback(plug.go_on.set)
         log_id, until = coordinator.log.log_id(), time.monotonic() + 10
 
@@ -310,10 +310,10 @@ def test_one_id_in_one_company(house: House) -> None:
         before = [prepare(new_id(), fresh_name()) for _ in range(2)]  # as many as may be under way at the same time
         eventually(lambda: len(plug.batches) == 2)
         id_, name = new_id(), fresh_name()
-        twice = [prepare(id_, name) for _ in range(2)]
-        eventually(lambda: len(ask._preparing["ledger"]._waiting) == 2)
+        again = [prepare(id_, name) for _ in range(6)]
+        eventually(lambda: len(ask._preparing["ledger"]._waiting) == 6)
         plug.go_on.set()
-        assert [future.result() for future in (*before, *twice)] == [None] * 4
+        assert [future.result() for future in (*before, *again)] == [None] * 8
     assert house.ledger.accounts(name) == {name: "prepared"}
 
 
