@@ -161,8 +161,10 @@ def _import(house: House, databases: checks.Databases, kills: list[Kill]) -> imp
     points = list(KILLS)
 
     def on_death(service: Service) -> None:
-        if service.died() != signal.SIGKILL:
-            raise ProcessFailed(f"{service.module} ended by itself; the end of its log:\n{processes.tail(service.log)}")
+        died = service.died()
+        if died != signal.SIGKILL:
+            how = f"by signal {died}" if died else "by itself"
+            raise ProcessFailed(f"{service.module} ended {how}; the end of its log:\n{processes.tail(service.log)}")
         kills.append(Kill(service.module, KILLS[service.failpoints], databases.open_transactions()))
 
     house.identity.stop()
