@@ -40,6 +40,7 @@ def test_committed(house: Home, sources: Sources) -> None:
     request = sign_up(request_id=fresh())
     user = house.stub.SignUp(request).user
     transaction_id = house.transaction_of(request.request_id)
+    house.marked(transaction_id)
     for asked in (request.email, request.email.upper(), user.user_id, request.request_id, transaction_id):
         text = told(sources, asked)
         assert f"request {request.request_id} of anonymous" in text
@@ -53,6 +54,7 @@ def test_committed(house: Home, sources: Sources) -> None:
 def test_without_a_request_id(house: Home, sources: Sources) -> None:
     """A request that gave no id has a story, too."""
     user = house.stub.CreateUser(create_user()).user
+    house.marked()
     text = told(sources, user.user_id)
     assert "CreateUser, request without an id of anonymous" in text
     assert text.endswith("Nothing is left to do.")
@@ -93,6 +95,7 @@ def test_unreachable(house: Home, sources: Sources, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("identity_stub.explain.ASK_S", 0.3)
     request = create_user(request_id=fresh())
     house.stub.CreateUser(request)
+    house.marked()
     away = Participants({"profiles": "127.0.0.1:1"})
     text = told(replace(sources, participants=away), request.request_id)
     away.close()

@@ -43,6 +43,7 @@ from tandem.runtime.errors import TandemError
 from tandem.runtime.server import Server
 from tandem.runtime.status import from_rpc_error
 from tandem.runtime.times import Times
+from tests.support.rules import eventually
 
 _numbers = itertools.count(1)
 
@@ -92,6 +93,11 @@ class Home:
             statement = sa.text("SELECT transaction_id FROM identity.requests WHERE request_id = :id")
             found: UUID = connection.execute(statement, {"id": request_id}).scalar_one()
             return found
+
+    def marked(self, transaction_id: UUID | None = None) -> None:
+        """Waits until acknowledgements are in the log, of this transaction or of all: they are written by and by."""
+        those = "undelivered <> '{}' AND transaction_id = coalesce(:id, transaction_id)"
+        eventually(lambda: not self.count("twophase.decision", those, id=transaction_id))
 
     def balanced(self) -> bool:
         """Neither side has what the other lacks, and nothing is in doubt."""

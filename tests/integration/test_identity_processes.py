@@ -267,6 +267,7 @@ def test_sign_up_and_explain_by_command(house: Home) -> None:
         kind = connection.execute(statement, {"id": business_id}).scalar_one()
     assert str(kind).upper().endswith(business_pb2.EntityType.Name(business_pb2.ENTITY_TYPE_PARTNERSHIP)[12:])
 
+    house.marked(house.transaction_of(arguments[-1]))
     story = command(identity_stub.cli.cli, env, "explain", arguments[-1])
     assert story.exit_code == 0
     assert story.output.rstrip().endswith("Nothing is left to do.")

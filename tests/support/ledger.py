@@ -53,7 +53,8 @@ class Ledger:
             for s in stagings
             for write in s.writes
         ]
-        statement = insert(account).on_conflict_do_nothing().returning(account.c.name, account.c.transaction_id)
+        theirs = (account.c.name, account.c.coordinator, account.c.transaction_id)
+        statement = insert(account).on_conflict_do_nothing().returning(*theirs)
         ordered = sorted(rows, key=lambda row: str(row["name"]))
         done = {tuple(row) for row in connection.execute(statement.values(ordered))}
         names = [str(row["name"]) for row in rows]
@@ -63,7 +64,7 @@ class Ledger:
             answer: Staged = Accepted()
             for write in s.writes:
                 name = write.content[0]
-                if (name, s.key.transaction_id) in done:
+                if (name, s.key.coordinator, s.key.transaction_id) in done:
                     continue
                 holder = held.get(name)
                 if holder is not None and holder.state == "prepared":
