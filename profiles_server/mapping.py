@@ -1,6 +1,6 @@
 """Messages to rows and back, without loss. Fields that the contract does not know are dropped, as protobuf servers do.
 
-A row's facts are JSON values, so that a whole batch can be one parameter (`tandem.runtime.database.records`); text that
+A row's facts are JSON values, so that they can be parameters of a whole batch (`tandem.runtime.records`); text that
 is not set is null, never "". Enums are stored as words without their prefix: ROLE_OWNER is `owner`. A word that
 this code doesn't know, stored by a newer one, is read as not set.
 """

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from profiles_server import tables as t
-from tandem.runtime.database import KEY_COLUMNS, records
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
 
 _TABLES = (t.person, t.business, t.business_person)
 
@@ -106,5 +106,5 @@ def _run(
 ) -> Mapping[TransactionKey, int]:
     if not keys:
         return {}
-    rows = connection.execute(statement, {"keys": [key.row() for key in sorted(keys)]})
+    rows = connection.execute(statement, key_arrays("keys", sorted(keys)))
     return {TransactionKey(row.coordinator, row.transaction_id): row.n for row in rows}

@@ -16,9 +16,9 @@ from sqlalchemy.engine import Connection
 from profiles_server import tables as t
 from profiles_server.mapping import Facts
 from tandem.participant.resource import HeldBy, Refused
-from tandem.runtime.database import KEY_COLUMNS, records
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.records import KEY_COLUMNS, Columns, arrays, records
 
 MAX_PEOPLE = 1_000
 """Of one business: it is read and shown with all of them, so they must fit one message (R16)."""
@@ -44,7 +44,7 @@ class Asked:
     with_business: bool = False
 
     def record(self) -> Facts:
-        """As a record of `database.records`."""
+        """As a row of `runtime.records`."""
         return {**self.row, **self.key.row()}
 
 
@@ -74,7 +74,9 @@ def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Ask
     """Inserts the rows as prepared; returns those that something stands in the way of."""
     if not asked:
         return []
-    staged = {_identity(table, row._asdict()) for row in connection.execute(_INSERTS[table], _batch(asked))}
+    staged = {
+        _identity(table, row._asdict()) for row in connection.execute(_INSERTS[table], _arrays(_STAGED[table], asked))
+    }
     return [one for one in asked if _identity(table, one.record()) not in staged]
 
 
@@ -92,7 +94,7 @@ def obstacles(
     found: list[tuple[TransactionKey, Obstacle]] = []
     met: set[int] = set()  # rows with an obstacle
     with_business = {n for n, one in enumerate(rows) if one.with_business}  # roles that don't lack one
-    for holder in connection.execute(_HOLDERS[table], _batch(rows)):
+    for holder in connection.execute(_HOLDERS[table], _arrays(_SOUGHT[table], rows)):
         one = rows[holder.n]
         key = TransactionKey(holder.coordinator, holder.transaction_id)
         if holder.of_role_business:
@@ -157,9 +159,8 @@ def over_quota(connection: Connection, roles: Sequence[Asked]) -> list[tuple[Tra
 
 
 def _insert(table: sa.Table) -> sa.Executable:
-    columns = {column.name: column.type for column in table.c if column.name not in _NOT_STAGED}
-    asked = records("asked", columns)
-    names = list(columns)
+    asked = records("asked", _STAGED[table])
+    names = list(_STAGED[table])
     source: sa.FromClause = asked
     if table is t.business_person:
         # R8. That the business is still there at the end is the foreign key's work, and an active one stays.
@@ -182,10 +183,12 @@ def _insert(table: sa.Table) -> sa.Executable:
     )
 
 
+def _keys_of(table: sa.Table) -> list[UniqueKey]:
+    return [*_UNIQUE[table], *([_IN_BUSINESS] if table is t.business_person else [])]
+
+
 def _holders(table: sa.Table) -> sa.Executable:
-    keys = [*_UNIQUE[table], *([_IN_BUSINESS] if table is t.business_person else [])]
-    columns = {name: key.table.c[name].type for key in keys for name in key.columns}
-    asked = records("asked", {"n": sa.Integer(), **columns})
+    asked = records("asked", _SOUGHT[table])
     return sa.union_all(
         *(
             sa.select(
@@ -196,7 +199,7 @@ def _holders(table: sa.Table) -> sa.Executable:
                 key.table.c.coordinator,
                 key.table.c.transaction_id,
             ).join_from(asked, key.table, sa.and_(*(key.table.c[name] == asked.c[name] for name in key.columns)))
-            for key in keys
+            for key in _keys_of(table)
         )
     )
 
@@ -220,12 +223,19 @@ _LOCK = (
     .order_by(t.business.c.business_id)
     .with_for_update(key_share=True)
 )
+_STAGED: dict[sa.Table, Columns] = {
+    table: {column.name: column.type for column in table.c if column.name not in _NOT_STAGED} for table in _UNIQUE
+}
+_SOUGHT: dict[sa.Table, Columns] = {
+    table: {"n": sa.Integer(), **{name: key.table.c[name].type for key in _keys_of(table) for name in key.columns}}
+    for table in _UNIQUE
+}
 _INSERTS = {table: _insert(table) for table in _UNIQUE}
 _HOLDERS = {table: _holders(table) for table in _UNIQUE}
 
 
-def _batch(asked: Iterable[Asked]) -> dict[str, list[Facts]]:
-    return {"asked": [{"n": n, **one.record()} for n, one in enumerate(asked)]}
+def _arrays(columns: Columns, asked: Iterable[Asked]) -> dict[str, str]:
+    return arrays("asked", columns, [{"n": n, **one.record()} for n, one in enumerate(asked)])
 
 
 def _identity(table: sa.Table, row: Mapping[str, object]) -> tuple[str, ...]:

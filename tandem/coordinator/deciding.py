@@ -14,9 +14,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from tandem.coordinator.tables import decision as d
 from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Outcome
-from tandem.runtime.database import KEY_COLUMNS, NOW_MS, ms, records, seconds
+from tandem.runtime.database import NOW_MS, ms, seconds
 from tandem.runtime.errors import Reason
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+from tandem.runtime.records import KEY_COLUMNS, arrays, records
 
 RECOVERY_AFTER_S = 1.0
 """Recovery leaves a decision to its driver for so long (R11)."""
@@ -29,6 +30,8 @@ CHECKS = {
     "decision_check_ahead": Reason.TRANSACTION_AHEAD,
 }
 """Constraints that make the deciding INSERT raise, and what each of them says (R1, R14)."""
+
+_COLUMNS = {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}
 
 PRIMARY_KEY = "decision_pkey"
 
@@ -55,7 +58,7 @@ def insert_of(deciding: Sequence[Deciding], *, log_id: UUID, retention_ms: int) 
     It holds only where its COMMIT waits for the disk (R15), in the log `log_id`, and for ids that are neither expired
     nor ahead. Otherwise one of CHECKS is violated; an existing row violates PRIMARY_KEY.
     """
-    return _insert(retention_ms, sa.literal(log_id, sa.Uuid), rows=_rows(deciding))
+    return _insert(retention_ms, sa.literal(log_id, sa.Uuid), given=_arrays(deciding))
 
 
 @cache
@@ -67,11 +70,12 @@ def insert_in_block(retention_ms: int) -> sa.Insert:
 
 def parameters(deciding: Sequence[Deciding], *, log_id: UUID, token: str) -> dict[str, object]:
     """For `insert_in_block`: it holds only in the local transaction whose first statement set `token`, too."""
-    return {"deciding": _rows(deciding), "log_id": log_id, "token": token}
+    return {**_arrays(deciding), "log_id": log_id, "token": token}
 
 
-def _rows(deciding: Sequence[Deciding]) -> list[dict[str, object]]:
-    return [item.row() for item in sorted(deciding, key=lambda item: item.key)]
+def _arrays(deciding: Sequence[Deciding]) -> dict[str, str]:
+    rows = [item.row() for item in sorted(deciding, key=lambda item: item.key)]
+    return arrays("deciding", _COLUMNS, rows)
 
 
 def _insert(
@@ -79,9 +83,9 @@ def _insert(
     log_id: sa.ColumnElement[UUID],
     *,
     token: sa.ColumnElement[str] | None = None,
-    rows: Sequence[Mapping[str, object]] | None = None,
+    given: Mapping[str, object] | None = None,
 ) -> sa.Insert:
-    asked = records("deciding", {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}, rows)
+    asked = records("deciding", _COLUMNS, given)
     is_current = sa.exists().where(log.c.current, log.c.log_id == log_id)
     wrong: list[tuple[sa.ColumnElement[bool], sa.ColumnElement[str]]] = [
         (sa.literal_column("current_setting('synchronous_commit') = 'off'", sa.Boolean()), _text("not_durable")),

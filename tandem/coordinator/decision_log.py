@@ -21,10 +21,11 @@ from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
 from tandem.runtime import paging
 from tandem.runtime.batches import redo
-from tandem.runtime.database import ASIDE, KEY_COLUMNS, NOW_MS, Limits, local_transaction, ms, records, seconds
+from tandem.runtime.database import ASIDE, NOW_MS, Limits, local_transaction, ms, seconds
 from tandem.runtime.errors import ConfigurationError, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
 from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times
 
@@ -41,6 +42,7 @@ MARK_BUDGET_S = 2.0
 """For all marks of a batch, however many rows somebody else holds: a mark may be lost (R12, R16)."""
 
 _keys = records("keys", KEY_COLUMNS)
+_FENCED = {**KEY_COLUMNS, "id_ms": sa.BigInteger()}
 
 log_lines = logger("tandem.decision_log")
 
@@ -140,7 +142,7 @@ class DecisionLog:
 
     def _fence(self, keys: Sequence[TransactionKey], limits: Limits = FENCE_LIMITS) -> list[Looked]:
         """Writes `aborted` where nothing is, then reads in a second statement what is there now (R4)."""
-        asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
+        asked = records("asked", _FENCED)
         chosen = (
             sa.select(
                 asked.c.coordinator,
@@ -160,7 +162,7 @@ class DecisionLog:
         )
         rows = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
         with local_transaction(self.engine, limits) as connection:
-            connection.execute(statement, {"asked": rows})
+            connection.execute(statement, arrays("asked", _FENCED, rows))
             looked = self._read(connection, keys)
         # Not written and not there: the id is too old, or ahead, or another's row went while we looked.
         return [Standing.IN_PROGRESS if looked[key] is Standing.UNDECIDED else looked[key] for key in keys]
@@ -180,7 +182,7 @@ class DecisionLog:
             )
         )
         found: dict[TransactionKey, Looked] = {}
-        for row in connection.execute(statement, {"keys": [key.row() for key in keys]}):
+        for row in connection.execute(statement, key_arrays("keys", keys)):
             key = TransactionKey(row.coordinator, row.transaction_id)
             if row.outcome is not None:
                 found[key] = _readable(row)
@@ -272,7 +274,7 @@ class DecisionLog:
 
         def mark(within: Limits, some: Sequence[TransactionKey]) -> list[None]:
             with local_transaction(self.engine, within) as connection:
-                connection.execute(statement, {"keys": [key.row() for key in some]})
+                connection.execute(statement, key_arrays("keys", some))
             return [None] * len(some)
 
         patient, impatient = partial(mark, limits), partial(mark, replace(limits, lock_timeout_ms=IMPATIENT_MS))

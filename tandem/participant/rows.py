@@ -17,8 +17,9 @@ from sqlalchemy.engine import Connection
 
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import Held, ResolvedBy, State
-from tandem.runtime.database import KEY_COLUMNS, NOW_MS, ms, records, seconds
+from tandem.runtime.database import NOW_MS, ms, seconds
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def insert(connection: Connection, new: Sequence[New], *, retention_ms: int) -> 
         }
         for row in new
     ]
-    return _keys_of(connection.execute(_insert(retention_ms), {"asked": asked}))
+    return _keys_of(connection.execute(_insert(retention_ms), arrays("asked", _NEW, asked)))
 
 
 def bury(
@@ -61,20 +62,20 @@ def bury(
 ) -> set[TransactionKey]:
     """A tombstone for each unknown transaction, so that a Prepare that comes late is refused; returns these."""
     asked = [{**key.row(), "id_ms": id_time_ms(key.transaction_id)} for key in keys]
-    return _keys_of(connection.execute(_bury(retention_ms), {"asked": asked, "by": by.value}))
+    return _keys_of(connection.execute(_bury(retention_ms), {**arrays("asked", _BURIED, asked), "by": by.value}))
 
 
 def resolve(
     connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
 ) -> dict[TransactionKey, int]:
     """Ends the prepared ones; how many rows each of these had staged."""
-    rows = connection.execute(_resolve(), {"keys": _rows(keys), "to": state.value, "by": by.value})
+    rows = connection.execute(_resolve(), {**key_arrays("keys", keys), "to": state.value, "by": by.value})
     return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
 
 
 def confirm(connection: Connection, keys: Sequence[TransactionKey], state: State) -> None:
     """The coordinator's decision agrees with outcomes that an operator has forced: they are finished now (R5)."""
-    connection.execute(_confirm(), {"keys": _rows(keys), "is": state.value})
+    connection.execute(_confirm(), {**key_arrays("keys", keys), "is": state.value})
 
 
 def force(connection: Connection, key: TransactionKey, state: State, *, not_before_s: float) -> int | None:
@@ -83,14 +84,14 @@ def force(connection: Connection, key: TransactionKey, state: State, *, not_befo
     It is to be confirmed: as soon as `soonest(not_before_s)` the sweeper asks.
     """
     staged: int | None = connection.execute(
-        _force(not_before_s), {"keys": _rows([key]), "to": state.value}
+        _force(not_before_s), {**key_arrays("keys", [key]), "to": state.value}
     ).scalar_one_or_none()
     return staged
 
 
 def remove(connection: Connection, keys: Sequence[TransactionKey]) -> None:
     """Forgets them: a no vote is not remembered."""
-    connection.execute(_remove(), {"keys": _rows(keys)})
+    connection.execute(_remove(), key_arrays("keys", keys))
 
 
 def read(connection: Connection, keys: Sequence[TransactionKey]) -> Read:
@@ -98,7 +99,7 @@ def read(connection: Connection, keys: Sequence[TransactionKey]) -> Read:
     found = Read()
     if not keys:
         return found
-    for row in connection.execute(_read(), {"keys": _rows(keys)}):
+    for row in connection.execute(_read(), key_arrays("keys", keys)):
         found.now_ms = row.now_ms
         if row.state is not None:
             key = TransactionKey(row.coordinator, row.transaction_id)
@@ -108,21 +109,19 @@ def read(connection: Connection, keys: Sequence[TransactionKey]) -> Read:
 
 def met(connection: Connection, keys: Sequence[TransactionKey]) -> list[sa.Row[Any]]:
     """The rows of these keys, with their age in s by the database's clock (R13)."""
-    return list(connection.execute(_met(), {"keys": _rows(keys)}))
+    return list(connection.execute(_met(), key_arrays("keys", keys)))
 
 
 # --- the statements ---------------------------------------------------------------------------------------------------
 
 _keys = records("keys", KEY_COLUMNS)
+_BURIED = {**KEY_COLUMNS, "id_ms": sa.BigInteger()}
+_NEW = {**_BURIED, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Double()}
 
 
 @cache
 def _insert(retention_ms: int) -> sa.Executable:
-    asked = records(
-        "asked",
-        {**KEY_COLUMNS, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Float(),
-         "id_ms": sa.BigInteger()},
-    )  # fmt: skip
+    asked = records("asked", _NEW)
     values: dict[str, sa.ColumnElement[Any]] = {
         "log_id": asked.c.log_id,
         "digests": sa.func.decode(asked.c.digests, "hex"),
@@ -136,7 +135,7 @@ def _insert(retention_ms: int) -> sa.Executable:
 
 @cache
 def _bury(retention_ms: int) -> sa.Executable:
-    asked = records("asked", {**KEY_COLUMNS, "id_ms": sa.BigInteger()})
+    asked = records("asked", _BURIED)
     values: dict[str, sa.ColumnElement[Any]] = {
         "digests": sa.literal(b"", sa.LargeBinary),
         "staged": sa.literal(0),
@@ -241,10 +240,6 @@ def _met() -> sa.Executable:
 
 def _same(keys: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
     return (t.c.coordinator == keys.c.coordinator, t.c.transaction_id == keys.c.transaction_id)
-
-
-def _rows(keys: Iterable[TransactionKey]) -> list[dict[str, str]]:
-    return [key.row() for key in keys]
 
 
 def _keys_of(rows: Iterable[sa.Row[Any]]) -> set[TransactionKey]:

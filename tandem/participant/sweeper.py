@@ -20,10 +20,11 @@ from tandem.participant.resolver import InDoubt, Outcome, Resolver, in_doubt
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
-from tandem.runtime.database import ASIDE, KEY_COLUMNS, local_transaction, records, seconds
+from tandem.runtime.database import ASIDE, local_transaction, seconds
 from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
 from tandem.runtime.telemetry import logger
 
 log = logger("tandem.sweeper")
@@ -150,7 +151,7 @@ class Sweeper:
         self._metrics.sweep_errors.labels(reason).inc(len(keys))
         asked = records("keys", KEY_COLUMNS)
         ours = (t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id)
-        self._mark(*ours, last_error=reason, keys=[key.row() for key in sorted(keys)])
+        self._mark(*ours, last_error=reason, keys=sorted(keys))
 
     def _park(self, key: TransactionKey, reason: str, why: str) -> None:
         """Takes it out of automatic work: only a person can say what happened, or put it right (R4, R5)."""
@@ -163,7 +164,7 @@ class Sweeper:
         soon = t.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(LEASE_S))
         self._mark(t.c.coordinator == coordinator, t.c.attempts > 0, soon, next_attempt_at=sa.func.now())
 
-    def _mark(self, *which: sa.ColumnElement[bool], keys: Sequence[object] = (), **values: object) -> int:
+    def _mark(self, *which: sa.ColumnElement[bool], keys: Sequence[TransactionKey] = (), **values: object) -> int:
         """Changes rows in doubt, and waits for none: one that another is working on is left to it (R11)."""
         free = (
             sa.select(t.c.coordinator, t.c.transaction_id)
@@ -177,4 +178,4 @@ class Sweeper:
             .values(**values)
         )
         with local_transaction(self._engine, ASIDE) as connection:
-            return connection.execute(statement, {"keys": keys} if keys else {}).rowcount
+            return connection.execute(statement, key_arrays("keys", keys) if keys else {}).rowcount

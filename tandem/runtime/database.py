@@ -5,7 +5,7 @@ Nothing here knows a table. A driver's message never leaves this module: it carr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason, TandemError
@@ -131,21 +130,6 @@ def bound_waits(engine: Engine) -> None:
     event.listen(engine, "checkout", checkout)
 
 
-def records(
-    name: str, columns: Mapping[str, sa.types.TypeEngine[Any]], rows: Sequence[Mapping[str, object]] | None = None
-) -> sa.TableValuedAlias:
-    """A parameter called `name` that holds a list of dicts, as a table to join with: one statement for a batch.
-
-    rows: its value, where it isn't given with the execution.
-    """
-    parameter = sa.bindparam(name, type_=JSONB) if rows is None else sa.bindparam(name, rows, type_=JSONB)
-    return (
-        sa.func.jsonb_to_recordset(parameter)
-        .table_valued(*(sa.column(column, type_) for column, type_ in columns.items()))
-        .render_derived(name=name, with_types=True)
-    )
-
-
 def seconds(count: float | sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
     """So many seconds as an interval."""
     factor = count if isinstance(count, sa.ColumnElement) else sa.literal_column(repr(float(count)), sa.Float())
@@ -159,9 +143,6 @@ NOW_MS: sa.ColumnElement[int] = sa.cast(sa.extract("epoch", sa.func.now()) * sa.
 def ms(count: int) -> sa.ColumnElement[int]:
     """A number of ms, written into the statement."""
     return sa.literal_column(str(int(count)), sa.BigInteger())
-
-
-KEY_COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {"coordinator": sa.Text(), "transaction_id": sa.UUID()}
 
 
 class LocalTransaction:

@@ -21,7 +21,7 @@ class TransactionKey:
         return f"{self.coordinator}/{self.transaction_id}"
 
     def row(self) -> dict[str, str]:
-        """As a record of `database.records`."""
+        """As a row of `runtime.records`."""
         return {"coordinator": self.coordinator, "transaction_id": str(self.transaction_id)}
 
 

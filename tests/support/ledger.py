@@ -15,9 +15,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging, Write
-from tandem.runtime.database import KEY_COLUMNS, records
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
 
 account = sa.Table(
     "account",
@@ -85,5 +85,5 @@ class Ledger:
         self, connection: Connection, keys: Sequence[TransactionKey], statement: sa.Update | sa.Delete
     ) -> Mapping[TransactionKey, int]:
         returning = statement.returning(account.c.coordinator, account.c.transaction_id)
-        rows = connection.execute(returning, {"keys": [key.row() for key in keys]})
+        rows = connection.execute(returning, key_arrays("keys", keys))
         return Counter(TransactionKey(row.coordinator, row.transaction_id) for row in rows)
