@@ -24,8 +24,9 @@ from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS, grants
 from tandem.coordinator.tables import log as logs
-from tandem.runtime.database import check_server, owned
+from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger

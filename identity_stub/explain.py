@@ -18,9 +18,10 @@ from identity_stub.requests import Kind, Stored
 from identity_stub.story import Branch, Decision, Story
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.participants import Participants
-from tandem.runtime.database import ASIDE, local_transaction
+from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import TandemError
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.times import Times
 from tandem.v1 import transaction_pb2
 

@@ -16,8 +16,9 @@ from tandem.identity.v1 import identity_service_pb2_grpc
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.auth import caller_of
-from tandem.runtime.database import ASIDE, local_transaction
+from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.server import Server
 from tandem.runtime.wire import timestamp
 

@@ -26,8 +26,9 @@ from identity_stub.requests import Made, Request
 from identity_stub.tables import EMAIL_KEY
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tandem.runtime.database import ASIDE, constraint, explained, local_transaction
+from tandem.runtime.database import ASIDE, constraint, explained
 from tandem.runtime.errors import DatabaseError, Reason, TandemError
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import logger
 
 log = logger("identity.signup")

@@ -27,8 +27,9 @@ from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import RESERVED, ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
-from tandem.runtime.database import check_server, owned
+from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from profiles_server import tables as t
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
+from tandem.runtime.statements import Statement
 
 _TABLES = (t.person, t.business, t.business_person)
 
@@ -34,7 +35,7 @@ def entity_id(table: sa.Table) -> sa.ColumnElement[str]:
     return sa.func.concat_ws("/", *table.primary_key.columns).cast(sa.Text)
 
 
-def _publish() -> sa.Executable:
+def _publish() -> sa.ClauseElement:
     keys = sa.select(records("keys", KEY_COLUMNS)).cte("keys")
     published = sa.union_all(
         *(
@@ -69,7 +70,7 @@ def _publish() -> sa.Executable:
     return _counts(published).add_cte(events.cte("events"))
 
 
-def _discard() -> sa.Executable:
+def _discard() -> sa.ClauseElement:
     keys = sa.select(records("keys", KEY_COLUMNS)).cte("keys")
     discarded = sa.union_all(
         *(
@@ -97,14 +98,12 @@ def _counts(ended: sa.CTE) -> sa.Select[tuple[str, object, int]]:
     )
 
 
-_PUBLISH = _publish()
-_DISCARD = _discard()
+_PUBLISH = Statement(_publish(), *KEY_COLUMNS, "n")
+_DISCARD = Statement(_discard(), *KEY_COLUMNS, "n")
 
 
-def _run(
-    connection: Connection, statement: sa.Executable, keys: Sequence[TransactionKey]
-) -> Mapping[TransactionKey, int]:
+def _run(connection: Connection, statement: Statement, keys: Sequence[TransactionKey]) -> Mapping[TransactionKey, int]:
     if not keys:
         return {}
-    rows = connection.execute(statement, key_arrays("keys", sorted(keys)))
+    rows = statement(connection, key_arrays("keys", sorted(keys)))
     return {TransactionKey(row.coordinator, row.transaction_id): row.n for row in rows}

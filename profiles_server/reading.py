@@ -17,8 +17,8 @@ from sqlalchemy.engine import Engine
 from profiles_server import tables as t
 from profiles_server.mapping import business_of, person_of
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tandem.runtime.database import local_transaction
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 
 E = TypeVar("E")
 

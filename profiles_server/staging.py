@@ -6,7 +6,7 @@ refusal; one of another transaction's prepared row means that nobody can know ye
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from tandem.participant.resource import HeldBy, Refused
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.records import KEY_COLUMNS, Columns, arrays, records
+from tandem.runtime.statements import Statement
 
 MAX_PEOPLE = 1_000
 """Of one business: it is read and shown with all of them, so they must fit one message (R16)."""
@@ -74,10 +75,8 @@ def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Ask
     """Inserts the rows as prepared; returns those that something stands in the way of."""
     if not asked:
         return []
-    staged = {
-        _identity(table, row._asdict()) for row in connection.execute(_INSERTS[table], _arrays(_STAGED[table], asked))
-    }
-    return [one for one in asked if _identity(table, one.record()) not in staged]
+    staged = {tuple(map(str, row)) for row in _INSERTS[table](connection, _arrays(_STAGED[table], asked))}
+    return [one for one in asked if _identity(table, one) not in staged]
 
 
 def obstacles(
@@ -158,7 +157,7 @@ def over_quota(connection: Connection, roles: Sequence[Asked]) -> list[tuple[Tra
 # --- statements -----------------------------------------------------------------------------------------------
 
 
-def _insert(table: sa.Table) -> sa.Executable:
+def _insert(table: sa.Table) -> Statement:
     asked = records("asked", _STAGED[table])
     names = list(_STAGED[table])
     source: sa.FromClause = asked
@@ -175,12 +174,13 @@ def _insert(table: sa.Table) -> sa.Executable:
         .select_from(source)
         .order_by(*(asked.c[name] for name in (*keys, *KEY_COLUMNS)))
     )
-    return (
+    inserted = (
         insert(table)
         .from_select([*names, "state"], chosen)
         .on_conflict_do_nothing()
         .returning(*(table.c[name] for name in (*keys, *KEY_COLUMNS)))
     )
+    return Statement(inserted, *keys, *KEY_COLUMNS)
 
 
 def _keys_of(table: sa.Table) -> list[UniqueKey]:
@@ -238,8 +238,9 @@ def _arrays(columns: Columns, asked: Iterable[Asked]) -> dict[str, str]:
     return arrays("asked", columns, [{"n": n, **one.record()} for n, one in enumerate(asked)])
 
 
-def _identity(table: sa.Table, row: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in (*table.primary_key.columns.keys(), *KEY_COLUMNS))
+def _identity(table: sa.Table, one: Asked) -> tuple[str, ...]:
+    keys = [str(one.row[column.name]) for column in table.primary_key.columns]
+    return (*keys, one.key.coordinator, str(one.key.transaction_id))
 
 
 # --- answers --------------------------------------------------------------------------------------------------

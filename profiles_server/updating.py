@@ -23,9 +23,10 @@ from profiles_server.resolving import ENDED, Reader, Resolved, in_doubt_error
 from tandem.participant.resolver import Outcome
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.batches import redo
-from tandem.runtime.database import UNIQUE_VIOLATION, constraint, local_transaction, sqlstate
+from tandem.runtime.database import UNIQUE_VIOLATION, constraint, sqlstate
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 
 E = TypeVar("E", person_pb2.Person, business_pb2.Business)
 

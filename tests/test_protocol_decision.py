@@ -35,9 +35,10 @@ from tandem.coordinator.errors import (
 from tandem.coordinator.handle import Transaction
 from tandem.coordinator.tables import decision, grants
 from tandem.coordinator.transaction import Outcome, Phase, Standing
-from tandem.runtime.database import LocalTransaction, create_engine
+from tandem.runtime.database import create_engine
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import LocalTransaction
 from tandem.runtime.status import from_rpc_error
 from tandem.runtime.times import DAY_S
 from tandem.v1 import coordinator_pb2 as pb
@@ -138,16 +139,21 @@ def test_r1_the_insert_is_plain_and_last(case: Case) -> None:
     event.listen(case.house.engine, "before_cursor_execute", note)
     try:
         with case.house.coordinator.transaction(case.branches) as case.tx:
+            running = "SELECT current_query() AS query"
+            first = case.tx.connection.exec_driver_sql(running).scalar_one()
             case.insert_own(case.tx.connection)
     finally:
         event.remove(case.house.engine, "before_cursor_execute", note)
-    begun = next(i for i, s in enumerate(statements) if s.startswith("BEGIN") and "tandem.token" in s)
-    local = statements[begun : statements.index("COMMIT", begun) + 1]
-    assert [re.split(r"[\s(;]", s)[0] for s in local] == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    local = statements[statements.index(running) :]
+    local = local[: local.index("COMMIT") + 1]
+    assert [re.split(r"[\s(;]", s)[0] for s in local] == ["SELECT", "INSERT", "INSERT", "COMMIT"]
+    assert re.match("BEGIN.*tandem.token.*; SELECT current_query", first), (
+        "the driver's BEGIN comes with the first statement"
+    )
     assert local[-2].startswith("INSERT INTO twophase.decision")
     assert "ON CONFLICT" not in local[-2]
     for setting in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "synchronous_commit"):
-        assert setting in local[0], "the limits come with the first statement"
+        assert setting in first, "and so do the limits"
 
 
 def test_r1_an_exception_in_the_block_undoes_both_sides(case: Case) -> None:
@@ -395,15 +401,15 @@ def test_r1_unsuitable_sessions_are_refused(house: House, case: Case) -> None:
 
 
 def test_r1_a_session_is_let_go_where_begin_failed(house: House, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R1: whatever stopped BEGIN, the Session is not left on a connection whose rollback undoes nothing."""
+    """R1: whatever stopped it, the Session is not left on a connection whose rollback undoes nothing."""
 
-    def fails(_: LocalTransaction) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise TandemError("the database is a replica, not the primary", reason=Reason.DATABASE_UNAVAILABLE)
 
     house.coordinator.log.log_id()  # known from here on: the block's is the only local transaction
     with Session(house.engine) as session:
         with monkeypatch.context() as patched:
-            patched.setattr(LocalTransaction, "begin", fails)
+            patched.setattr(LocalTransaction, "__init__", fails)
             with pytest.raises(Unavailable), house.coordinator.transaction(case.branches, using=session):
                 pytest.fail("the block must not run")
         assert not session.in_transaction()

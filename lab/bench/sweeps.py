@@ -13,8 +13,8 @@ from lab.bench.house import House
 from lab.bench.signups import empty
 from profiles_server.profiles import ProfilesResource
 from tandem.participant import Participant, ParticipantMetrics, Resolver, Sweeper
-from tandem.runtime.database import owned
 from tandem.runtime.digest import transaction_digest
+from tandem.runtime.local_transaction import owned
 from tandem.runtime.times import Times
 
 DUE = 10_000

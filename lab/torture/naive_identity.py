@@ -18,9 +18,9 @@ from identity_stub.provisioning import OwnRows, ProfileExists
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.handle import packed
 from tandem.coordinator.participants import Preparing
-from tandem.runtime.database import local_transaction
 from tandem.runtime.errors import Reason
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 from tandem.v1 import transaction_pb2
 
 T = TypeVar("T")

@@ -14,8 +14,9 @@ from tandem.participant.participant import Participant
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy, State
-from tandem.runtime.database import local_transaction, seconds
+from tandem.runtime.database import seconds
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 
 AGE_S = TTL_S
 """Nobody deletes what is younger. Some outage is longer."""

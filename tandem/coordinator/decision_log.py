@@ -21,10 +21,11 @@ from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
 from tandem.runtime import paging
 from tandem.runtime.batches import redo
-from tandem.runtime.database import ASIDE, NOW_MS, Limits, local_transaction, ms, seconds
+from tandem.runtime.database import ASIDE, NOW_MS, Limits, ms, seconds
 from tandem.runtime.errors import ConfigurationError, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
 from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times

@@ -23,7 +23,8 @@ from tandem.coordinator.errors import (
     LocalTransactionOwned,
     LocalTransactionRefused,
 )
-from tandem.runtime.database import Limits, LocalTransaction, begin, bound_waits, drop, has_died
+from tandem.runtime.database import Limits, bound_waits
+from tandem.runtime.local_transaction import LocalTransaction, begin, drop, hung_up
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -132,7 +133,7 @@ class UsingEngine:
 
     def begin(self, limits: Limits, token: str) -> LocalTransaction:
         """On a fresh connection."""
-        local = begin(self._engine, limits, isolation=None, token=token)
+        local = begin(self._engine, limits, token=token)
         self._connection = local.connection
         return local
 
@@ -186,21 +187,18 @@ class UsingSession:
         _check_engine(bind)
 
     def begin(self, limits: Limits, token: str) -> LocalTransaction:
-        """On the Session's own connection; one that has died in the pool is replaced once."""
-        for last in (False, True):
-            local: LocalTransaction | None = None
-            try:
+        """On the Session's own connection; one that has died in the pool is replaced."""
+        try:
+            connection = self._session.connection()
+            if hung_up(connection):
+                connection.invalidate()
+                self._session.rollback()
                 connection = self._session.connection()
-                local = LocalTransaction(connection, limits, isolation=None, token=token)
-                local.begin()
-            except BaseException as error:
-                self._session.rollback()  # also where no connection was to be had: the Session has begun by then
-                if last or local is None or not has_died(error, local):
-                    raise
-            else:
-                self._connection = connection
-                return local
-        raise AssertionError("unreachable")
+            self._connection = connection
+            return LocalTransaction(connection, limits, token=token)
+        except BaseException:
+            self._session.rollback()  # also where no connection was to be had: the Session has begun by then
+            raise
 
     def flush(self) -> None:
         """What Session.commit() does before it commits: `before_commit` hooks, and flushes until nothing is pending.

@@ -15,9 +15,9 @@ from tandem.coordinator.tables import coordinator_action
 from tandem.coordinator.tables import decision as d
 from tandem.coordinator.tables import log as logs
 from tandem.runtime.actions import Operator, record
-from tandem.runtime.database import local_transaction
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import logger
 
 log = logger("tandem.operator")

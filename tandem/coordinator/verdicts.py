@@ -18,8 +18,9 @@ from tandem.coordinator.errors import (
 )
 from tandem.coordinator.handle import Transaction
 from tandem.coordinator.transaction import RETRYABLE, Phase, Standing, Tally
-from tandem.runtime.database import CommitNotConfirmed, constraint, explained
+from tandem.runtime.database import constraint, explained
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.local_transaction import CommitNotConfirmed
 
 AGED = {Standing.EXPIRED: Reason.TRANSACTION_EXPIRED, Standing.AHEAD: Reason.TRANSACTION_AHEAD}
 """What an id's age is told as, where nothing was decided for it (R14)."""

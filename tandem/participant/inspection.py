@@ -11,8 +11,9 @@ from sqlalchemy.engine import Engine, Row
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import State
 from tandem.runtime import paging
-from tandem.runtime.database import ASIDE, local_transaction
+from tandem.runtime.database import ASIDE
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 
 
 def get(engine: Engine, key: TransactionKey) -> Row[Any] | None:

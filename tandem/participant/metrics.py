@@ -12,7 +12,8 @@ from sqlalchemy.engine import Engine
 
 from tandem.participant.tables import prepared_transaction as t
 from tandem.runtime.batches import DATABASE_ERRORS
-from tandem.runtime.database import ASIDE, local_transaction
+from tandem.runtime.database import ASIDE
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.participant.metrics")

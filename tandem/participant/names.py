@@ -9,8 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Engine
 
 from tandem.participant.tables import participant, prepared_transaction
-from tandem.runtime.database import local_transaction
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.local_transaction import local_transaction
 
 
 def check_names(engine: Engine, *, name: str, coordinators: Collection[str]) -> None:

@@ -16,9 +16,9 @@ from tandem.participant.tables import participant_action
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.actions import Operator, record
-from tandem.runtime.database import local_transaction
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import logger
 
 log = logger("tandem.operator")

@@ -20,11 +20,12 @@ from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.resource import HeldBy, Refused, Resource, Staging, Write
 from tandem.participant.transaction import Act, ResolvedBy, State, Verdict, on_abort, on_commit, on_prepare
 from tandem.runtime.batches import redo
-from tandem.runtime.database import Limits, local_transaction
+from tandem.runtime.database import Limits
 from tandem.runtime.digest import differing, transaction_digest, write_digests
 from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import Age, TransactionKey, age
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.times import Times
 

@@ -23,11 +23,11 @@ from tandem.participant import rows
 from tandem.participant.participant import Participant
 from tandem.participant.transaction import ResolvedBy, State
 from tandem.runtime.channel import open_channel
-from tandem.runtime.database import local_transaction
 from tandem.runtime.digest import transaction_digest
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.status import from_rpc_error, from_status
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
 

@@ -20,6 +20,7 @@ from tandem.participant.transaction import Held, ResolvedBy, State
 from tandem.runtime.database import NOW_MS, ms, seconds
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
 from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
+from tandem.runtime.statements import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def insert(connection: Connection, new: Sequence[New], *, retention_ms: int) -> 
         }
         for row in new
     ]
-    return _keys_of(connection.execute(_insert(retention_ms), arrays("asked", _NEW, asked)))
+    return _keys_of(_insert(retention_ms)(connection, arrays("asked", _NEW, asked)))
 
 
 def bury(
@@ -69,7 +70,7 @@ def resolve(
     connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
 ) -> dict[TransactionKey, int]:
     """Ends the prepared ones; how many rows each of these had staged."""
-    rows = connection.execute(_resolve(), {**key_arrays("keys", keys), "to": state.value, "by": by.value})
+    rows = _resolve()(connection, {**key_arrays("keys", keys), "to": state.value, "by": by.value})
     return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
 
 
@@ -120,7 +121,7 @@ _NEW = {**_BURIED, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integ
 
 
 @cache
-def _insert(retention_ms: int) -> sa.Executable:
+def _insert(retention_ms: int) -> Statement:
     asked = records("asked", _NEW)
     values: dict[str, sa.ColumnElement[Any]] = {
         "log_id": asked.c.log_id,
@@ -130,11 +131,11 @@ def _insert(retention_ms: int) -> sa.Executable:
         "confirmed": sa.false(),
         "next_attempt_at": sa.func.now() + seconds(asked.c.ttl_s),
     }
-    return _new(asked, values, retention_ms)
+    return Statement(_new(asked, values, retention_ms), *KEY_COLUMNS)
 
 
 @cache
-def _bury(retention_ms: int) -> sa.Executable:
+def _bury(retention_ms: int) -> sa.Insert:
     asked = records("asked", _BURIED)
     values: dict[str, sa.ColumnElement[Any]] = {
         "digests": sa.literal(b"", sa.LargeBinary),
@@ -147,7 +148,7 @@ def _bury(retention_ms: int) -> sa.Executable:
     return _new(asked, values, retention_ms)
 
 
-def _new(asked: sa.TableValuedAlias, values: dict[str, sa.ColumnElement[Any]], retention_ms: int) -> sa.Executable:
+def _new(asked: sa.TableValuedAlias, values: dict[str, sa.ColumnElement[Any]], retention_ms: int) -> sa.Insert:
     """INSERT … SELECT of what isn't there; `identifiers.age` decides inside the statement that writes (R14)."""
     oldest, newest = NOW_MS - ms(retention_ms - DAY_MS), NOW_MS + ms(DAY_MS)
     chosen = (
@@ -164,7 +165,7 @@ def _new(asked: sa.TableValuedAlias, values: dict[str, sa.ColumnElement[Any]], r
 
 
 @cache
-def _resolve() -> sa.Executable:
+def _resolve() -> Statement:
     locked = (
         sa.select(t.c.coordinator, t.c.transaction_id)
         .join(_keys, sa.and_(*_same(_keys)))
@@ -173,7 +174,7 @@ def _resolve() -> sa.Executable:
         .with_for_update(of=t)
         .cte("locked")
     )
-    return (
+    ended = (
         sa.update(t)
         .where(*_same(locked), t.c.state == State.PREPARED.value)
         .values(
@@ -187,6 +188,7 @@ def _resolve() -> sa.Executable:
         )
         .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
     )
+    return Statement(ended, *KEY_COLUMNS, "staged")
 
 
 @cache
@@ -242,5 +244,5 @@ def _same(keys: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
     return (t.c.coordinator == keys.c.coordinator, t.c.transaction_id == keys.c.transaction_id)
 
 
-def _keys_of(rows: Iterable[sa.Row[Any]]) -> set[TransactionKey]:
+def _keys_of(rows: Iterable[Any]) -> set[TransactionKey]:
     return {TransactionKey(row.coordinator, row.transaction_id) for row in rows}

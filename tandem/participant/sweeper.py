@@ -20,10 +20,11 @@ from tandem.participant.resolver import InDoubt, Outcome, Resolver, in_doubt
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.claims import Peers, claim
-from tandem.runtime.database import ASIDE, local_transaction, seconds
+from tandem.runtime.database import ASIDE, seconds
 from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
 from tandem.runtime.telemetry import logger
 

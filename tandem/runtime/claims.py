@@ -14,7 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import ASIDE, local_transaction, seconds
+from tandem.runtime.database import ASIDE, seconds
+from tandem.runtime.local_transaction import local_transaction
 
 PROBE_EVERY_S = 1.0
 

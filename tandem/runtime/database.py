@@ -1,12 +1,10 @@
-"""Engines, local transactions that we own from BEGIN to COMMIT, and what a database's errors mean.
+"""Engines, the limits of local transactions, and what a database's errors mean.
 
 Nothing here knows a table. A driver's message never leaves this module: it carries the values of the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -15,7 +13,7 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 
 from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason, TandemError
 from tandem.runtime.telemetry import logger
@@ -26,7 +24,9 @@ log = logger("tandem.database")
 SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
-_ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
+REPLICA = "tandem: this is a replica"
+"""What a server says that is one (R15)."""
+
 _FULL = frozenset({"53100", "53200", "53400"})
 _AWAY = frozenset({"25006", "53300", "57014", "57P01", "57P02", "57P03", "57P05", "25P03", "57P04"})
 
@@ -80,6 +80,7 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=pool_timeout_s,
+        pool_use_lifo=True,  # a few warm sessions, not all of them in turn
         hide_parameters=True,
         use_native_hstore=False,
         connect_args={
@@ -145,206 +146,6 @@ def ms(count: int) -> sa.ColumnElement[int]:
     return sa.literal_column(str(int(count)), sa.BigInteger())
 
 
-class LocalTransaction:
-    """One local transaction from BEGIN to COMMIT, on a connection that is ours until it ends.
-
-    The connection runs in the driver's autocommit mode and BEGIN is ours, sent with the first statement in one round
-    trip; so COMMIT is ours too, and its answer can be read (R1).
-    """
-
-    def __init__(
-        self, connection: Connection, limits: Limits, *, isolation: str | None, token: str | None = None
-    ) -> None:
-        """isolation: None for the level that the connection was made with."""
-        self.connection = connection
-        self._limits = limits
-        self._isolation = isolation
-        self._token = token
-        self._hand_back: Callable[[], None] = _nothing
-        self._watched: int | None = None
-        self._open = False
-        self.gave_up = False
-        """Whether the watchdog has ended it: the server said nothing."""
-
-    def begin(self) -> None:
-        """Starts it, with its limits. Raises if this isn't the primary (R15)."""
-        raw = self.connection.connection.dbapi_connection
-        level, self._hand_back = _take_over(raw)
-        self._watched = watchdog.watch(_descriptor(raw), self._limits.give_up_s)
-        try:
-            row = self.connection.exec_driver_sql(
-                _opening(self._limits, self._isolation or _ISOLATION.get(level or 0), self._token)
-            ).one()
-        except BaseException as error:
-            self._open = True  # perhaps: BEGIN may have been obeyed, and what came after it not
-            if isinstance(error, Exception):
-                self.rollback()
-            else:
-                self.abandon()
-            raise
-        self._open = True
-        if row.in_recovery:
-            self.rollback()
-            raise DatabaseError("the database is a replica, not the primary", reason=Reason.DATABASE_UNAVAILABLE)
-
-    @property
-    def intact(self) -> bool:
-        """Whether libpq is inside an open and healthy transaction."""
-        raw = _raw(self.connection)
-        return (
-            raw is not None
-            and raw.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS
-            and not raw.closed
-        )
-
-    def commit(self) -> None:
-        """Commits. Raises CommitNotConfirmed unless libpq was INTRANS and the server said COMMIT (R1)."""
-        if not self.intact:
-            self.rollback()
-            raise CommitNotConfirmed
-        result = self.connection.exec_driver_sql("COMMIT")
-        self._open = False
-        self._let_go()
-        if result.context is None or result.context.cursor.statusmessage != "COMMIT":
-            raise CommitNotConfirmed
-
-    def rollback(self) -> None:
-        """Rolls back, or drops the connection where that can't be done. Never raises."""
-        try:
-            if self._open:
-                self._open = False
-                self.connection.exec_driver_sql("ROLLBACK")
-        except Exception:  # a hook of the Engine's owner may raise anything, too
-            drop(self.connection)
-        finally:
-            self._let_go()
-
-    def abandon(self) -> None:
-        """Throws the connection away: after an interruption nobody knows what it is doing."""
-        self._open = False
-        drop(self.connection)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._watched is not None:
-            self.gave_up = not watchdog.release(self._watched)
-            self._watched = None
-        self._hand_back()
-        self._hand_back = _nothing
-
-
-class CommitNotConfirmed(Exception):
-    """COMMIT was not sent, or the server did not answer COMMIT."""
-
-
-@contextmanager
-def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[Connection]:
-    """A local transaction of our own: READ COMMITTED, bounded. Commits at the end, or rolls back.
-
-    limits: durable ones unless others are given (R15).
-    """
-    transaction = begin(engine, limits or Limits())
-    try:
-        yield transaction.connection
-        transaction.commit()
-    except CommitNotConfirmed as error:
-        raise DatabaseError(
-            "the database did not confirm the commit", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1
-        ) from error
-    except Exception:
-        transaction.rollback()
-        raise
-    except BaseException:
-        transaction.abandon()
-        raise
-    finally:
-        transaction.connection.close()
-
-
-def begin(
-    engine: Engine, limits: Limits, *, isolation: str | None = "READ COMMITTED", token: str | None = None
-) -> LocalTransaction:
-    """A begun local transaction on a connection of its own, which the caller closes.
-
-    isolation: None for the engine's own level. A pooled connection that has died meanwhile is replaced once: nothing
-    was sent on it yet.
-    """
-    for last in (False, True):
-        connection = engine.connect()
-        transaction = LocalTransaction(connection, limits, isolation=isolation, token=token)
-        try:
-            transaction.begin()
-        except BaseException as error:
-            connection.close()
-            if last or not has_died(error, transaction):
-                raise
-        else:
-            return transaction
-    raise AssertionError("unreachable")
-
-
-def has_died(error: BaseException, transaction: LocalTransaction) -> bool:
-    """Whether a begin failed because the pool's connection had died meanwhile: another may do.
-
-    Not where the server had all the time there is and said nothing.
-    """
-    return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not transaction.gave_up
-
-
-@contextmanager
-def owned(engine: Engine) -> Iterator[Connection]:
-    """A connection in the driver's autocommit mode, for statements that wait for nobody."""
-    with engine.connect() as connection:
-        _, hand_back = _take_over(connection.connection.dbapi_connection)
-        try:
-            yield connection
-        finally:
-            hand_back()
-
-
-def _take_over(raw: Any) -> tuple[int | None, Callable[[], None]]:
-    """Turns the driver's autocommit mode on; returns the isolation level that was set, and what undoes all this.
-
-    By hand, with the level out of the way meanwhile: SQLAlchemy's own option makes psycopg2 tell the server about the
-    level when it goes back, one more round trip after each COMMIT, that nobody watches.
-    """
-    level = raw.isolation_level
-    raw.rollback()
-    raw.isolation_level = None
-    raw.autocommit = True
-
-    def undo() -> None:
-        if raw.closed:
-            return
-        try:
-            raw.autocommit = False
-            raw.isolation_level = level
-        except psycopg2.Error:
-            raw.close()  # it is not as its pool expects it, and nobody shall get it so
-
-    return level, undo
-
-
-def _descriptor(raw: Any) -> int:
-    descriptor: int = raw.fileno()
-    return descriptor
-
-
-def _nothing() -> None:
-    """Nothing to undo."""
-
-
-def drop(connection: Connection) -> None:
-    """Throws the connection away: whatever is open on it ends with it. Never raises."""
-    raw = _raw(connection)
-    if raw is None:
-        return
-    try:
-        connection.invalidate()
-    except Exception:  # a hook of the Engine's owner
-        raw.close()
-
-
 def sqlstate(error: BaseException | None) -> str | None:
     """The SQLSTATE of a database error, if it came from the server."""
     original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
@@ -355,6 +156,11 @@ def constraint(error: BaseException | None) -> str | None:
     """The name of the constraint that a statement violated."""
     original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     return original.diag.constraint_name if isinstance(original, psycopg2.Error) else None
+
+
+def _message(error: Exception) -> str:
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return (original.diag.message_primary or "") if isinstance(original, psycopg2.Error) else ""
 
 
 def is_serialization_failure(error: BaseException) -> bool:
@@ -371,6 +177,8 @@ def explained(error: Exception) -> TandemError:
         return DatabaseError(
             "no database connection was free in time", reason=Reason.DATABASE_UNAVAILABLE, retry_after_s=1
         )
+    if state == "22023" and REPLICA in _message(error):
+        return DatabaseError("the database is a replica, not the primary", reason=Reason.DATABASE_UNAVAILABLE)
     if state == LOCK_NOT_AVAILABLE:
         return DatabaseError(
             "another local transaction holds the row: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.2
@@ -391,7 +199,7 @@ def explained(error: Exception) -> TandemError:
 def check_server(engine: Engine) -> None:
     """Refuses a server that can't keep a promise: fsync off, or not the primary (R15)."""
     try:
-        with owned(engine) as connection:
+        with engine.connect() as connection:
             row = connection.exec_driver_sql(
                 "SELECT current_setting('fsync') AS fsync, pg_is_in_recovery() AS in_recovery,"
                 " current_setting('log_min_error_statement') AS statements"
@@ -408,27 +216,3 @@ def check_server(engine: Engine) -> None:
         )
     if row.in_recovery:
         raise ConfigurationError("the database is a replica: give the URL of the primary")
-
-
-def _opening(limits: Limits, isolation: str | None, token: str | None) -> str:
-    settings = {
-        "lock_timeout": f"'{int(limits.lock_timeout_ms)}'",
-        "statement_timeout": f"'{int(limits.statement_timeout_ms)}'",
-        "idle_in_transaction_session_timeout": f"'{int(limits.idle_timeout_ms)}'",
-        # R15: raised from off to on; anything stronger is kept.
-        "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
-        "ELSE current_setting('synchronous_commit') END"
-        if limits.durable
-        else "'off'",
-    }
-    if token is not None:
-        settings["tandem.token"] = f"'{token}'"
-    chosen = ", ".join(f"set_config('{name}', {value}, true)" for name, value in settings.items())
-    level = f" ISOLATION LEVEL {isolation}" if isolation else ""
-    return f"BEGIN{level}; SELECT {chosen}, pg_is_in_recovery() AS in_recovery"
-
-
-def _raw(connection: Connection) -> Any | None:
-    if connection.closed or connection.invalidated:
-        return None
-    return connection.connection.dbapi_connection

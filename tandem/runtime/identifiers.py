@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 from uuid import UUID
 
 DAY_MS = 86_400_000
 """Clocks may differ by this much: ids further ahead are refused, and expiry comes this much before the purge (R14)."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TransactionKey:
+class TransactionKey(NamedTuple):
     """A transaction's whole name. Keys are ordered, so that batches lock their rows in one order (R7)."""
 
     coordinator: str

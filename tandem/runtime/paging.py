@@ -13,9 +13,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import ASIDE, local_transaction, seconds
+from tandem.runtime.database import ASIDE, seconds
 from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
 
 DEFAULT_SIZE = 100
 LONGEST_AGE_S = 1_000 * 366 * 86_400.0

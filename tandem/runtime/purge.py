@@ -12,8 +12,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from tandem.runtime.database import NOW_MS, Limits, local_transaction, ms
+from tandem.runtime.database import NOW_MS, Limits, ms
 from tandem.runtime.failpoints import failpoint
+from tandem.runtime.local_transaction import local_transaction
 
 BATCH = 1_000
 MAX_BATCHES = 200

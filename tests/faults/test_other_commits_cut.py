@@ -141,7 +141,7 @@ def test_the_fences_commit(house: House, postgres: EmbeddedPostgres, place: str)
     with behind_a_proxy(postgres, house.engine) as (engine, proxy):
         log = DecisionLog(engine, house.times)
         question = Question(tx.key, log.log_id(), tx.digests["ledger"])
-        proxy.set(cut(place, "INSERT INTO twophase.decision"))
+        proxy.set(cut(place, "INSERT INTO twophase.decision", inside=True))
         (answer,) = log.resolve("ledger", [question], fence=True)
         assert proxy.struck == 1
         assert isinstance(answer, TandemError)
