@@ -15,6 +15,8 @@ from rich.table import Table
 
 from lab.bench.house import House
 from lab.bench.measures import Bench, Figure, Options
+from lab.bench.plans import of_signups
+from lab.bench.sweeps import Swept
 
 console = Console()
 if not console.is_terminal:
@@ -29,6 +31,7 @@ def main(
     rows: Annotated[int, typer.Option(min=0, help="Finished transactions in the large table.")] = 1_000_000,
     transactions: Annotated[int, typer.Option(min=10_000, help="Of memory_growth.")] = 1_000_000,
     profiles: Annotated[int, typer.Option(min=1, max=8, help="Profiles processes.")] = 1,
+    plans: Annotated[bool, typer.Option("--plans", help="Prints the plans among --rows, and nothing else.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draws throughput, latency, sweeps into this PNG.")] = None,
 ) -> None:
     """Starts servers and processes of its own and measures, each figure beside its yardstick."""
@@ -41,6 +44,9 @@ def main(
                 from lab.bench.plots import draw
 
                 draw(house, plot, seconds=seconds)
+                return
+            if plans:
+                _print_plans(house, rows)
                 return
             bench = Bench(house, options)
             unknown = sorted(set(names or []) - bench.measures.keys())
@@ -57,6 +63,16 @@ def main(
                 console.print(table)
     finally:
         shutil.rmtree(where, ignore_errors=True)
+
+
+def _print_plans(house: House, rows: int) -> None:
+    swept = Swept(house)
+    swept.store(rows)
+    for count in (1, 64):
+        print(f"== Prepare and Commit of {count} among {rows:,} ==")
+        for plan in of_signups(swept.participant, count):
+            print(plan, end="\n\n")
+    swept.close()
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.bench import signups
+from lab.bench import plans, signups
 from lab.bench.house import House
 from lab.bench.raw import Batched, Raw
 from lab.bench.sweeps import DUE, Swept
@@ -67,6 +67,7 @@ class Bench:
         self.measures: dict[str, Callable[[], Iterator[Figure]]] = {
             "signup_latency_awaited": self._latency_awaited,
             "signup_latency_background": self._latency_background,
+            "signup_wal": self._written_ahead,
             "signup_concurrent_64": self._concurrent,
             "signup_bulk_256": self._in_bulk,
             "unary_prepare_commit_64": self._unary,
@@ -112,6 +113,26 @@ class Bench:
         )
         yield self._against("signup_latency_background", ours, "ms", dual, "≤ 1.25")
         yield self._alone("dual_write_latency", dual, "ms")
+
+    def _written_ahead(self) -> Iterator[Figure]:
+        """On both servers; a checkpoint first, so that each page is written whole once, as it is in a busy server."""
+        count = 500
+
+        def written(work: Callable[[], object]) -> float:
+            engines = (self._house.engine, self._house.profiles_engine)
+            for engine in engines:
+                plans.checkpoint(engine)
+            before = [plans.written_ahead(engine) for engine in engines]
+            work()
+            signups.delivered(self._house)()
+            after = [plans.written_ahead(engine) for engine in engines]
+            return (sum(after) - sum(before)) / count
+
+        raw, ours = self._rounds(
+            lambda: written(lambda: self._raw.latency_ms(count)),
+            lambda: written(lambda: signups.latencies_ms(self._awaited, count)),
+        )
+        yield self._against("signup_wal", ours, "B", raw, "")
 
     # --- many at once ---------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Swept:
         self._house = house
         self._log_id = house.coordinator.log.log_id()
         metrics = ParticipantMetrics(CollectorRegistry())
-        participant = Participant(
+        self.participant = Participant(
             house.profiles_engine,
             name="profiles",
             resource=ProfilesResource(),
@@ -46,7 +46,7 @@ class Swept:
             times=Times(),
             metrics=metrics,
         )
-        self._resolver = Resolver(participant, {"identity": house.coordinator_address})
+        self._resolver = Resolver(self.participant, {"identity": house.coordinator_address})
         self._sweeper = Sweeper(house.profiles_engine, self._resolver, metrics)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from tandem.coordinator.transaction import Outcome
 from tandem.runtime.database import NOW_MS, ms, seconds
 from tandem.runtime.errors import Reason
 from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
-from tandem.runtime.records import KEY_COLUMNS, arrays, records
+from tandem.runtime.records import KEY_COLUMNS, array, arrays, records
 
 RECOVERY_AFTER_S = 1.0
 """Recovery leaves a decision to its driver for so long (R11)."""
@@ -31,7 +31,7 @@ CHECKS = {
 }
 """Constraints that make the deciding INSERT raise, and what each of them says (R1, R14)."""
 
-_COLUMNS = {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB()}
+_COLUMNS = {**KEY_COLUMNS, "id_ms": sa.BigInteger(), "participants": JSONB(), "undelivered": sa.Text()}
 
 PRIMARY_KEY = "decision_pkey"
 
@@ -49,6 +49,7 @@ class Deciding:
             **self.key.row(),
             "id_ms": id_time_ms(self.key.transaction_id),
             "participants": {name: digest.hex() for name, digest in sorted(self.participants.items())},
+            "undelivered": array(sorted(self.participants)),
         }
 
 
@@ -101,10 +102,10 @@ def _insert(
         asked.c.transaction_id,
         sa.case(*wrong, else_=_text(Outcome.COMMITTED.value)),
         asked.c.participants,
-        names_in(asked.c.participants),
+        sa.cast(asked.c.undelivered, ARRAY(sa.Text)),
         sa.literal_column("'{}'::jsonb"),
         sa.func.now() + seconds(RECOVERY_AFTER_S),
-    ).order_by(asked.c.coordinator, asked.c.transaction_id)
+    )
     return sa.insert(d).from_select(
         ["coordinator", "transaction_id", "outcome", "participants", "undelivered", "parked", "next_attempt_at"],
         chosen,

@@ -41,7 +41,7 @@ def arrays(name: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> di
     Of each row and column: None, or what `str` writes as PostgreSQL reads it; of a JSONB column, what `json` can write.
     """
     return {
-        _parameter(name, column): _array(
+        _parameter(name, column): array(
             [json.dumps(row[column]) for row in rows] if isinstance(type_, JSONB) else [row[column] for row in rows]
         )
         for column, type_ in columns.items()
@@ -52,13 +52,13 @@ def key_arrays(name: str, keys: Iterable[TransactionKey]) -> dict[str, str]:
     """The values for `records(name, KEY_COLUMNS)`."""
     ordered = list(keys)
     return {
-        _parameter(name, "coordinator"): _array([key.coordinator for key in ordered]),
-        _parameter(name, "transaction_id"): _array([key.transaction_id for key in ordered]),
+        _parameter(name, "coordinator"): array([key.coordinator for key in ordered]),
+        _parameter(name, "transaction_id"): array([key.transaction_id for key in ordered]),
     }
 
 
-def _array(values: Sequence[object]) -> str:
-    """One dimension of PostgreSQL's array syntax: every element in quotes, but for NULL."""
+def array(values: Sequence[object]) -> str:
+    """PostgreSQL's array syntax, one dimension: every element in quotes, but for NULL."""
     return "{" + ",".join("NULL" if value is None else _quoted(str(value)) for value in values) + "}"
 
 

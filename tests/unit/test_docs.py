@@ -284,18 +284,12 @@ def execute(engine: Engine, name: str, *values: object) -> list[tuple[Any, ...]]
     return rows
 
 
-def decision(transaction_id: UUID, participants: dict[str, str]) -> str:
-    """`$2` of the deciding INSERT, made as the page says."""
-    return json.dumps(
-        [
-            {
-                "coordinator": "identity",
-                "transaction_id": str(transaction_id),
-                "id_ms": transaction_id.int >> 80,
-                "participants": participants,
-            }
-        ]
-    )
+def decision(transaction_id: UUID, participants: dict[str, str]) -> list[str]:
+    """`$2` to `$6` of the deciding INSERT, made as the page says."""
+    document = json.dumps(participants).replace('"', '\\"')
+    names = ",".join(f'\\"{name}\\"' for name in participants)
+    values = ["identity", str(transaction_id), str(transaction_id.int >> 80), document, f"{{{names}}}"]
+    return [f'{{"{value}"}}' for value in values]
 
 
 def test_the_insert_is_the_drivers(log: DecisionLog) -> None:
@@ -312,10 +306,10 @@ def test_the_insert_is_the_drivers(log: DecisionLog) -> None:
     tx.decision = log.decide([tx.deciding], log_id=tx.log_id)
     text, parameters = tx.decision_sql(paramstyle="numeric_dollar")
     assert words(documented("decide")) == words(text)
-    log_id, deciding = parameters.values()
+    log_id, *deciding = parameters.values()
     assert log_id == str(log.log_id())
     digest = vector()["transaction of write 1 alone"]
-    assert json.loads(str(deciding)) == json.loads(decision(tx.id, {"profiles": digest}))
+    assert deciding == decision(tx.id, {"profiles": digest})
 
 
 def test_the_insert_decides(engine: Engine, log: DecisionLog) -> None:
@@ -323,7 +317,7 @@ def test_the_insert_decides(engine: Engine, log: DecisionLog) -> None:
     id_ = uuid7()
     key = TransactionKey("identity", id_)
     digest = vector()["transaction of write 1 alone"]
-    execute(engine, "decide", log.log_id(), decision(id_, {"profiles": digest, "other": digest}))
+    execute(engine, "decide", log.log_id(), *decision(id_, {"profiles": digest, "other": digest}))
     execute(engine, "fence", "identity", id_, id_.int >> 80)
     assert execute(engine, "read", "identity", id_) == [("committed", {"profiles": digest, "other": digest})]
     execute(engine, "mark", "identity", id_, "other")
@@ -369,5 +363,5 @@ def test_the_constraints_are_those_of_the_page(engine: Engine, log: DecisionLog)
 def violated(engine: Engine, log_id: UUID, id_: UUID) -> str:
     """The constraint by which the INSERT fails."""
     with pytest.raises(psycopg2.IntegrityError) as raised:
-        execute(engine, "decide", log_id, decision(id_, {"profiles": "00" * 32}))
+        execute(engine, "decide", log_id, *decision(id_, {"profiles": "00" * 32}))
     return str(raised.value.diag.constraint_name)
