@@ -27,7 +27,7 @@ from tandem.coordinator.tables import log as logs
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
-from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -108,6 +108,7 @@ def serve(settings: Settings) -> None:
     configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
     log_uncaught("coordinator")
     app = App(settings)
+    spare_collector()
     print(f"ready coordinator {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
 

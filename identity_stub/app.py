@@ -28,7 +28,7 @@ from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
-from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -123,6 +123,7 @@ def serve(settings: Settings) -> None:
     configure_logging("identity", level=settings.log_level, json=settings.log_json)
     log_uncaught("identity")
     app = App(settings)
+    spare_collector()
     print(f"ready identity {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
 

@@ -30,7 +30,7 @@ from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
-from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal
+from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -111,6 +111,7 @@ def serve(settings: Settings) -> None:
     configure_logging("profiles", level=settings.log_level, json=settings.log_json)
     log_uncaught("profiles")
     app = App(settings)
+    spare_collector()
     print(f"ready profiles {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
 

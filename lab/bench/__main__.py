@@ -13,10 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lab.bench import signups
 from lab.bench.house import House
-from lab.bench.measures import Bench, Figure, Options
+from lab.bench.measures import AT_ONCE, BULK, Bench, Figure, Options
 from lab.bench.plans import of_signups
 from lab.bench.sweeps import Swept
+from lab.bench.where import looked_at
 
 console = Console()
 if not console.is_terminal:
@@ -32,6 +34,7 @@ def main(
     transactions: Annotated[int, typer.Option(min=10_000, help="Of memory_growth.")] = 1_000_000,
     profiles: Annotated[int, typer.Option(min=1, max=8, help="Profiles processes.")] = 1,
     plans: Annotated[bool, typer.Option("--plans", help="Prints the plans among --rows, and nothing else.")] = False,
+    shares: Annotated[bool, typer.Option("--where", help="Prints where the time goes, and nothing else.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draws throughput, latency, sweeps into this PNG.")] = None,
 ) -> None:
     """Starts servers and processes of its own and measures, each figure beside its yardstick."""
@@ -47,6 +50,9 @@ def main(
                 return
             if plans:
                 _print_plans(house, rows)
+                return
+            if shares:
+                _print_where(house, int(seconds * rounds))
                 return
             bench = Bench(house, options)
             unknown = sorted(set(names or []) - bench.measures.keys())
@@ -73,6 +79,23 @@ def _print_plans(house: House, rows: int) -> None:
         for plan in of_signups(swept.participant, count):
             print(plan, end="\n\n")
     swept.close()
+
+
+def _print_where(house: House, seconds: int) -> None:
+    """Needs leave to look into processes: root, or ptrace for one's own."""
+    loads = {
+        "one signup after the other, awaited": (signups.two_phase(house, "wait"), 1),
+        "64 at once, awaited": (signups.two_phase(house, "wait"), AT_ONCE),
+        "64 at once, background": (signups.two_phase(house, "background"), AT_ONCE),
+        f"{BULK} a call": (signups.bulk(house, BULK), 1),
+    }
+    for title, (sign_up, threads) in loads.items():
+        signups.load(sign_up, threads, 2.0)
+        found = looked_at(house, sign_up, threads, seconds)
+        table = Table("whose code", *found, title=title, title_justify="left")
+        for name in dict.fromkeys(name for some in found.values() for name in some):
+            table.add_row(name, *(f"{some.get(name, 0.0):.1%}" for some in found.values()))
+        console.print(table)
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:

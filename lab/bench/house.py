@@ -23,6 +23,7 @@ from tandem.coordinator import Coordinator
 from tandem.profiles.v1 import person_pb2
 from tandem.runtime.database import create_engine
 from tandem.runtime.postgres import EmbeddedPostgres
+from tandem.runtime.process import spare_collector
 from tandem.runtime.times import Times
 
 PERSONS = Path(identity_stub.__file__).parent / "data" / "persons.csv"
@@ -89,6 +90,7 @@ class House:
         self.coordinator = Coordinator(
             self.engine, name="identity", participants={"profiles": self.targets}, times=Times()
         )
+        spare_collector()  # the driver's process is an initiator's
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from profiles_server.config import Settings
 from profiles_server.writes import read
 from tandem.runtime.config import load
 from tandem.runtime.database import create_engine
-from tandem.runtime.process import run_until_signal
+from tandem.runtime.process import run_until_signal, spare_collector
 from tandem.runtime.server import Server
 from tandem.runtime.wire import key_from
 from tandem.v1 import participant_pb2 as pb
@@ -57,6 +57,7 @@ def main() -> None:
     )
     server.start()
     print(f"ready naive {server.address} metrics=none", flush=True)
+    spare_collector()
     run_until_signal(lambda: server.drain(1))
 
 
