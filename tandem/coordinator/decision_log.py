@@ -5,7 +5,7 @@ Write-once (R2): a row comes into being by one INSERT and its outcome never chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
+from tandem.runtime.statements import Statement
 from tandem.runtime.telemetry import logger
 from tandem.runtime.times import Times
 
@@ -202,12 +203,7 @@ class DecisionLog:
     def delivered(self, marks: Mapping[str, Sequence[TransactionKey]]) -> None:
         """Strikes participants that have acknowledged. May be lost: recovery then delivers again."""
         for participant, keys in sorted(marks.items()):
-            self._mark(
-                keys,
-                _waits_for(participant),
-                undelivered=sa.func.array_remove(d.c.undelivered, participant),
-                last_error=None,
-            )
+            self._mark_each(keys, partial(_strike, participant=participant), limits=ASIDE)
 
     def park(self, participant: str, reasons: Mapping[TransactionKey, str]) -> None:
         """Takes a delivery out of automatic work: a contradiction waits for a person (R5)."""
@@ -266,16 +262,24 @@ class DecisionLog:
     def _mark(
         self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], *, limits: Limits = ASIDE, **values: Any
     ) -> None:
-        """Changes these rows. One that is locked keeps no other from its mark. Raises the first error, after all."""
-        statement = (
-            sa.update(d)
-            .where(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id, where)
-            .values(**values)
+        """Changes these rows."""
+        statement = sa.update(d).where(*_THESE, where).values(**values)
+        self._mark_each(
+            keys, lambda connection, some: connection.execute(statement, key_arrays("keys", some)), limits=limits
         )
+
+    def _mark_each(
+        self,
+        keys: Sequence[TransactionKey],
+        work: Callable[[Connection, Sequence[TransactionKey]], object],
+        *,
+        limits: Limits,
+    ) -> None:
+        """Has `work` done. A row that is locked keeps no other from its mark. Raises the first error, after all."""
 
         def mark(within: Limits, some: Sequence[TransactionKey]) -> list[None]:
             with local_transaction(self.engine, within) as connection:
-                connection.execute(statement, key_arrays("keys", some))
+                work(connection, some)
             return [None] * len(some)
 
         patient, impatient = partial(mark, limits), partial(mark, replace(limits, lock_timeout_ms=IMPATIENT_MS))
@@ -331,6 +335,19 @@ class DecisionLog:
         )
         with local_transaction(self.engine, ASIDE) as connection:
             return set(connection.execute(waiting.union(parked)).scalars()) - set(configured)
+
+
+_THESE = (d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id)
+_PARTICIPANT = sa.bindparam("participant", type_=sa.Text)
+_STRIKE = Statement(
+    sa.update(d)
+    .where(*_THESE, sa.any_(d.c.undelivered) == _PARTICIPANT)
+    .values(undelivered=sa.func.array_remove(d.c.undelivered, _PARTICIPANT), last_error=None)
+)
+
+
+def _strike(connection: Connection, keys: Sequence[TransactionKey], *, participant: str) -> None:
+    _STRIKE(connection, {**key_arrays("keys", keys), "participant": participant})
 
 
 def _waits_for(participant: str) -> sa.ColumnElement[bool]:
