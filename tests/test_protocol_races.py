@@ -294,11 +294,7 @@ def _note_lost_inserts(engine: sa.Engine, name: str, lost: set[tuple[str, UUID]]
     @sa.event.listens_for(engine, "before_cursor_execute")
     def before(_c: object, _cur: object, statement: str, parameters: object, *_: object) -> None:
         if statement.startswith("INSERT INTO twophase.decision") and isinstance(parameters, dict):
-            value = parameters.get("deciding")
-            if value is not None:
-                rows = value.adapted if hasattr(value, "adapted") else value
-                text = rows if isinstance(rows, str) else str(rows)
-                current.id = UUID(text.split("transaction_id")[1].split('"')[2].strip("\\'"))
+            current.id = UUID(str(parameters["deciding_transaction_id"]).strip('{}"'))
 
     @sa.event.listens_for(engine, "handle_error")
     def failed(context: sa.engine.ExceptionContext) -> None:
