@@ -24,6 +24,9 @@ from tandem.runtime.status import from_rpc_error
 CALL_S = 10.0
 """One call's deadline: above the driver's own, so that it is the service that says how it ended."""
 
+BATCH_CALL_S = 30.0
+"""A batch's: those that the service has to take one by one come on top."""
+
 TRIES = 100
 PATIENCE_S = 90.0
 """Above the ttl (60 s) and a sweep: what an attempt that died has left is ended by then, whoever does it."""
@@ -33,7 +36,7 @@ LONGEST_PAUSE_S = 1.0
 
 _CREATES = [
     f"tandem.identity.v1.IdentityService/{method}"
-    for method in ("SignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation")
+    for method in ("SignUp", "BatchSignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation")
 ]
 """The channel doesn't repeat these: without a request id a repeat would be a second one. `call` does, with one."""
 
@@ -69,22 +72,33 @@ class Identity:
         pause_s = FIRST_PAUSE_S
         for tried in range(1, TRIES + 1):
             try:
-                return method(request, timeout=max(0.1, min(CALL_S, until - time.monotonic())))
-            except grpc.RpcError as caught:
-                error = from_rpc_error(caught)
-            except ValueError:
-                if not self._closing.is_set():
-                    raise
-                raise _closed() from None
+                return self.once(method, request, timeout_s=max(0.1, min(CALL_S, until - time.monotonic())))
+            except TandemError as caught:
+                error = caught
             wait_s = max(error.retry_after_s or 0.0, pause_s) * random.uniform(1.0, 1.25)
             if not may_pass(error) or tried == TRIES or time.monotonic() + wait_s > until:
                 raise error
-            if self._closing.wait(wait_s):
-                raise _closed()
+            self.wait(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             if retried is not None:
                 retried()
         raise AssertionError("unreachable")
+
+    def once(self, method: Callable[..., Any], request: Message, *, timeout_s: float = CALL_S) -> Any:
+        """The answer of a single call. Raises the TandemError that it ended with."""
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except ValueError:
+            if not self._closing.is_set():
+                raise
+            raise _closed() from None
+
+    def wait(self, seconds: float) -> None:
+        """Before a repeat. Raises a TandemError where the client is closed meanwhile."""
+        if self._closing.wait(seconds):
+            raise _closed()
 
     def close(self) -> None:
         """Ends what waits, closes the channel."""

@@ -7,6 +7,7 @@ request with an id means a row here.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -19,6 +20,9 @@ from sqlalchemy.engine import Connection
 from identity_stub import tables as t
 from identity_stub import users
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.records import Columns, arrays, records
+
+_ASKED: Columns = {"caller": sa.Text(), "request_id": sa.Text()}
 
 
 class Kind(StrEnum):
@@ -105,20 +109,41 @@ def first_answer(connection: Connection, request: Request) -> Made | None:
     )
 
 
+def known(connection: Connection, some: Sequence[Request]) -> set[tuple[str, str]]:
+    """(caller, request_id) of those whose id belongs to a request that succeeded, this one or another."""
+    r, asked = t.requests, records("asked", _ASKED)
+    found = connection.execute(
+        sa.select(r.c.caller, r.c.request_id).join(
+            asked, sa.and_(r.c.caller == asked.c.caller, r.c.request_id == asked.c.request_id)
+        ),
+        arrays("asked", _ASKED, [{"caller": one.caller, "request_id": one.request_id} for one in some]),
+    )
+    return {(row.caller, row.request_id) for row in found}
+
+
 def store(connection: Connection, request: Request, made: Made, transaction_id: UUID | None) -> None:
     """Writes the request beside what it made. Raises IntegrityError `requests_pkey` where it is there already."""
+    store_many(connection, [(request, made, transaction_id)])
+
+
+def store_many(connection: Connection, some: Sequence[tuple[Request, Made, UUID | None]]) -> None:
+    """Many of them: (request, what it made, its transaction)."""
     connection.execute(
-        sa.insert(t.requests).values(
-            caller=request.caller,
-            # No client can send a blank: an id of ours is never taken for one of theirs.
-            request_id=request.request_id or f"unnamed {uuid4()}",
-            kind=request.kind.value,
-            content_hash=request.content_hash,
-            user_id=made.user.user_id if made.user else None,
-            business_id=made.business.business_id if made.business else None,
-            invitation_id=made.invitation.invitation_id if made.invitation else None,
-            transaction_id=transaction_id,
-        )
+        sa.insert(t.requests),
+        [
+            {
+                "caller": request.caller,
+                # No client can send a blank: an id of ours is never taken for one of theirs.
+                "request_id": request.request_id or f"unnamed {uuid4()}",
+                "kind": request.kind.value,
+                "content_hash": request.content_hash,
+                "user_id": made.user.user_id if made.user else None,
+                "business_id": made.business.business_id if made.business else None,
+                "invitation_id": made.invitation.invitation_id if made.invitation else None,
+                "transaction_id": transaction_id,
+            }
+            for request, made, transaction_id in some
+        ],
     )
 
 

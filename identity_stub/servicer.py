@@ -9,8 +9,9 @@ from google.protobuf.message import Message
 from sqlalchemy.engine import Engine
 
 from identity_stub import users
+from identity_stub.bulk import Bulk
 from identity_stub.requests import Kind, Made, Request, content_hash
-from identity_stub.signup import SignUps, role_from, role_to
+from identity_stub.signup import SignUp, SignUps, role_from, role_to
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.identity.v1 import identity_service_pb2_grpc
 from tandem.profiles import ids as profile_ids
@@ -20,6 +21,8 @@ from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.server import Server
+from tandem.runtime.status import ok, to_status
+from tandem.runtime.validation import validate
 from tandem.runtime.wire import timestamp
 
 
@@ -29,6 +32,7 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
     def __init__(self, engine: Engine, sign_ups: SignUps) -> None:
         self._engine = engine
         self._sign_ups = sign_ups
+        self._bulk = Bulk(sign_ups)
 
     def add_to(self, server: Server) -> None:
         """Adds the service to a server."""
@@ -42,14 +46,21 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
 
     def SignUp(self, request: pb.SignUpRequest, context: grpc.ServicerContext) -> pb.SignUpResponse:
         """A user and a business."""
-        _check_assigned(person=request.person, business=request.business)
-        made = self._sign_ups.sign_up(
-            _named(Kind.SIGN_UP, request, request.request_id, context),
-            email=request.email,
-            person=request.person,
-            business=request.business,
-        )
-        return pb.SignUpResponse(user=_user_of(made), business=_business_of(made))
+        return _signed_up(self._sign_ups.sign_up(_asked(request, context)))
+
+    def BatchSignUp(self, request: pb.BatchSignUpRequest, context: grpc.ServicerContext) -> pb.BatchSignUpResponse:
+        """Many of them: the well-formed ones together, the others are told what is wrong with them."""
+        answers: dict[int, Made | TandemError] = {}
+        asked: dict[int, SignUp] = {}
+        for place, one in enumerate(request.requests):
+            try:
+                validate(one)
+                asked[place] = _asked(one, context)
+            except InvalidRequest as error:
+                answers[place] = error
+        if asked:
+            answers |= zip(asked, self._bulk.sign_up(list(asked.values())), strict=True)
+        return pb.BatchSignUpResponse(results=[_result(place, answers[place]) for place in range(len(answers))])
 
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
         """A user."""
@@ -124,6 +135,13 @@ def _named(kind: Kind, message: Message, request_id: str, context: grpc.Servicer
     return Request(caller_of(context), request_id, kind, content_hash(message))
 
 
+def _asked(request: pb.SignUpRequest, context: grpc.ServicerContext) -> SignUp:
+    """Raises InvalidRequest."""
+    _check_assigned(person=request.person, business=request.business)
+    named = _named(Kind.SIGN_UP, request, request.request_id, context)
+    return SignUp(named, request.email, request.person, request.business)
+
+
 def _check_assigned(**entities: person_pb2.Person | business_pb2.Business) -> None:
     """Raises InvalidRequest where the request sets what we assign: it would be lost without a word."""
     given = [
@@ -137,6 +155,19 @@ def _check_assigned(**entities: person_pb2.Person | business_pb2.Business) -> No
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
+
+
+def _signed_up(made: Made) -> pb.SignUpResponse:
+    return pb.SignUpResponse(user=_user_of(made), business=_business_of(made))
+
+
+def _result(place: int, answer: Made | TandemError) -> pb.BatchSignUpResult:
+    """One of a batch; what is wrong with a request is told with its place in the batch."""
+    if isinstance(answer, Made):
+        return pb.BatchSignUpResult(status=ok(), response=_signed_up(answer))
+    if isinstance(answer, InvalidRequest):
+        answer = answer.below(f"requests[{place}]")
+    return pb.BatchSignUpResult(status=to_status(answer))
 
 
 def _user_of(made: Made) -> pb.User:

@@ -7,12 +7,15 @@
 
 No local transaction is open across the provisioning: the checks run as single statements before it, and what they
 found is guarded again by constraints and by guarded updates inside it.
+
+Many sign-ups at once: `bulk.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID
 
 import psycopg2
@@ -36,7 +39,8 @@ log = logger("identity.signup")
 RETRY_AFTER_S = 1.0
 """What a client is told to wait where an earlier attempt of its request is being finished; below push_after."""
 
-_TROUBLE = (TandemError, sa.exc.SQLAlchemyError, psycopg2.Error)
+TROUBLE = (TandemError, sa.exc.SQLAlchemyError, psycopg2.Error)
+"""What an attempt may end with; anything else is a mistake of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,37 @@ _Check = Callable[[Connection], _Plan]
 """Reads what speaks against a request and raises it; else plans it. Runs again where the plan failed."""
 
 
+@dataclass(frozen=True)
+class SignUp:
+    """What a sign-up asks for. repr leaves the facts out: it may be logged."""
+
+    request: Request
+    email: str
+    person: person_pb2.Person
+    business: business_pb2.Business
+
+    def __repr__(self) -> str:
+        return f"SignUp({self.request!r})"
+
+    @cached_property
+    def user_id(self) -> UUID:
+        """The user that it makes."""
+        return ids.user_id(self.request.caller, self.request.request_id)
+
+    @cached_property
+    def business_id(self) -> UUID:
+        """The business that it makes."""
+        return ids.business_id(self.request.caller, self.request.request_id)
+
+    @property
+    def profile(self) -> Mapping[str, Message]:
+        """What profiles is to make for it."""
+        return {
+            "person": _person(self.person, self.user_id),
+            "business": _owned(self.business, self.business_id, self.user_id),
+        }
+
+
 class SignUps:
     """What identity can make.
 
@@ -59,29 +94,16 @@ class SignUps:
     """
 
     def __init__(self, engine: Engine, provisioning: Provisioning) -> None:
-        self._engine = engine
-        self._provisioning = provisioning
+        self.engine = engine
+        self.provisioning = provisioning
 
-    def sign_up(
-        self, request: Request, *, email: str, person: person_pb2.Person, business: business_pb2.Business
-    ) -> Made:
+    def sign_up(self, asked: SignUp) -> Made:
         """A user, and a business that the user owns."""
-        user_id = ids.user_id(request.caller, request.request_id)
-        business_id = ids.business_id(request.caller, request.request_id)
+        return self._create(asked.request, _of_sign_up(asked))
 
-        def check(connection: Connection) -> _Plan:
-            _refuse_taken(connection, email)
-            return _Plan(
-                own_rows, {"person": _person(person, user_id), "business": _owned(business, business_id, user_id)}
-            )
-
-        def own_rows(connection: Connection) -> Made:
-            return Made(
-                user=users.add_user(connection, user_id, email),
-                business=users.add_business(connection, business_id, user_id),
-            )
-
-        return self._create(request, check)
+    def sign_up_after(self, asked: SignUp, error: TandemError) -> Made:
+        """The answer to a sign-up whose provisioning has said `error` already, here or in company."""
+        return self._after(asked.request, _of_sign_up(asked), error)
 
     def create_user(self, request: Request, *, email: str, person: person_pb2.Person) -> Made:
         """A user."""
@@ -166,7 +188,7 @@ class SignUps:
     # --- the road they all take -------------------------------------------------------------------------------
 
     def _create(self, request: Request, check: _Check) -> Made:
-        with local_transaction(self._engine, ASIDE) as connection:
+        with local_transaction(self.engine, ASIDE) as connection:
             plan = _made_or_planned(connection, request, check)
         if isinstance(plan, Made):
             return plan
@@ -178,17 +200,17 @@ class SignUps:
 
         try:
             if plan.profile:
-                return self._provisioning.create(plan.profile, all_rows)
-            with local_transaction(self._engine) as connection:
+                return self.provisioning.create(plan.profile, all_rows)
+            with local_transaction(self.engine) as connection:
                 return all_rows(connection, None)
-        except _TROUBLE as error:
+        except TROUBLE as error:
             return self._after(request, check, error)
 
     def _after(self, request: Request, check: _Check, error: Exception) -> Made:
         """The answer after trouble: another attempt's success, or what a client can make use of."""
         try:
             found: Made | _Plan | None
-            with local_transaction(self._engine, ASIDE) as connection:
+            with local_transaction(self.engine, ASIDE) as connection:
                 if isinstance(error, sa.exc.IntegrityError):
                     # Whoever was faster is visible now, so the checks say best what is in the way.
                     found = _made_or_planned(connection, request, check)
@@ -200,6 +222,20 @@ class SignUps:
             # A refusal that could not be checked is none; what says "again" already stays what it is.
             raise (error if _says_again(error) else explained(unread)) from unread
         raise _answer(error) from error
+
+
+def _of_sign_up(asked: SignUp) -> _Check:
+    def check(connection: Connection) -> _Plan:
+        _refuse_taken(connection, asked.email)
+        return _Plan(own_rows, asked.profile)
+
+    def own_rows(connection: Connection) -> Made:
+        return Made(
+            user=users.add_user(connection, asked.user_id, asked.email),
+            business=users.add_business(connection, asked.business_id, asked.user_id),
+        )
+
+    return check
 
 
 def _made_or_planned(connection: Connection, request: Request, check: _Check) -> Made | _Plan:

@@ -15,6 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from identity_stub import tables as t
+from tandem.runtime.records import Columns, arrays, records
+
+_ASKED: Columns = {"email": sa.Text()}
 
 OWNER = "owner"
 MAY_INVITE = (OWNER, "director")
@@ -82,6 +85,15 @@ def email_taken(connection: Connection, email: str) -> bool:
     return bool(connection.execute(sa.select(sa.exists().where(_same_email(email)))).scalar_one())
 
 
+def emails_taken(connection: Connection, emails: Sequence[str]) -> set[str]:
+    """Those of the addresses that a user has, as they were given."""
+    asked = records("asked", _ASKED)
+    taken = sa.select(asked.c.email).where(
+        sa.exists().where(sa.func.lower(t.users.c.email) == sa.func.lower(asked.c.email))
+    )
+    return set(connection.execute(taken, arrays("asked", _ASKED, [{"email": email} for email in emails])).scalars())
+
+
 def business(connection: Connection, business_id: UUID, *, as_of: datetime | None = None) -> Business | None:
     """The business with its members. as_of: only those who were members then."""
     b, m = t.businesses, t.members
@@ -130,6 +142,24 @@ def add_business(connection: Connection, business_id: UUID, owner: UUID) -> Busi
     created_at = connection.execute(statement).scalar_one()
     add_member(connection, business_id, owner, OWNER)
     return Business(business_id, created_at, [Member(owner, OWNER)])
+
+
+def add_owners(connection: Connection, some: Sequence[tuple[UUID, str, UUID]]) -> list[tuple[User, Business]]:
+    """Many new users, each with a business of its own: (user_id, address, business_id). Raises as the two above do."""
+    # In one order, whoever writes: two batches that want the same addresses wait for each other, but in no circle.
+    ordered = sorted(some, key=lambda one: one[1].lower())
+    users = [{"user_id": user_id, "email": email} for user_id, email, _ in ordered]
+    created_at = connection.execute(sa.insert(t.users).returning(t.users.c.created_at), users).scalars().all()[0]
+    connection.execute(sa.insert(t.businesses), [{"business_id": business_id} for _, _, business_id in ordered])
+    connection.execute(
+        sa.insert(t.members),
+        [{"business_id": business_id, "user_id": user_id, "role": OWNER} for user_id, _, business_id in ordered],
+    )
+    # One local transaction has one time.
+    return [
+        (User(user_id, email, created_at), Business(business_id, created_at, [Member(user_id, OWNER)]))
+        for user_id, email, business_id in some
+    ]
 
 
 def add_member(connection: Connection, business_id: UUID, user_id: UUID, role: str) -> None:

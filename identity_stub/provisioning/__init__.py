@@ -5,7 +5,7 @@ One module a design; this is the face they all stand behind, and all that the us
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -19,6 +19,9 @@ T = TypeVar("T")
 OwnRows = Callable[[Connection, UUID], T]
 """Writes identity's rows on the connection; the UUID names the attempt. It may raise to give up."""
 
+OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID]]], Sequence[T]]
+"""The same for many at once: (place among what was asked for, name of the attempt) of each; a result for each."""
+
 
 class Provisioning(Protocol):
     """One design."""
@@ -30,6 +33,17 @@ class Provisioning(Protocol):
         BusinessPerson, with its id. own_rows: called once at most, in a local transaction without any RPC in it.
         Raises ProfileExists or another TandemError, whose violations name fields of the request, and whatever
         `own_rows` raised, database errors included. Unless it carries OUTCOME_UNKNOWN, nothing was made then.
+        """
+        ...
+
+    def create_many(
+        self, profiles: Sequence[Mapping[str, Message]], own_rows: OwnRowsOfMany[T]
+    ) -> list[T | TandemError]:
+        """`create` for each, with one local transaction for all that are accepted: what became of each, in order.
+
+        profiles: up to a few hundred; no two of them want the same key. own_rows: called once at most, for those that
+        are accepted. Raises what hits the batch as a whole, as `create` does: unless it carries OUTCOME_UNKNOWN,
+        nothing was made then.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from identity_stub.provisioning import OwnRows, ProfileExists
+from identity_stub.provisioning import OwnRows, OwnRowsOfMany, ProfileExists
 from tandem.coordinator.driver import Confirm, Coordinator
 from tandem.coordinator.errors import Refused, Unavailable
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
@@ -39,25 +39,46 @@ class TwoPhase:
             branches = {self._participant: list(profile.values())}
             with self._coordinator.transaction(branches, confirm=self._confirm) as tx:
                 made = own_rows(tx.connection, tx.id)
-        except Refused as error:
-            raise _refusal(error, list(profile)) from error
-        except Unavailable as error:
-            if error.metadata.get("reasons") != Reason.HELD:
-                raise
-            raise _held(error) from error
+        except (Refused, Unavailable) as error:
+            raise _of_request(error, list(profile)) from error
         return made
+
+    def create_many(
+        self, profiles: Sequence[Mapping[str, Message]], own_rows: OwnRowsOfMany[T]
+    ) -> list[T | TandemError]:
+        """Likewise, with one local commit for all that are accepted. See `Provisioning.create_many`."""
+        branches = [{self._participant: list(profile.values())} for profile in profiles]
+        made: dict[int, T] = {}
+        with self._coordinator.transactions(branches, confirm=self._confirm) as batch:
+            accepted = [(place, tx.id) for place, tx in enumerate(batch.transactions) if tx.error is None]
+            if accepted:
+                rows = own_rows(batch.connection, accepted)
+                made = {place: one for (place, _), one in zip(accepted, rows, strict=True)}
+        return [
+            made[place] if tx.error is None else _of_request(tx.error, list(profile))
+            for place, (tx, profile) in enumerate(zip(batch.transactions, profiles, strict=True))
+        ]
 
     def close(self) -> None:
         """Confirms what waits in the background, closes the channels."""
         self._coordinator.close()
 
 
+def _of_request(error: TandemError, fields: Sequence[str]) -> TandemError:
+    """What the driver says, in the words of the request whose `fields` the writes come from."""
+    if isinstance(error, Refused):
+        return _refusal(error, fields)
+    if isinstance(error, Unavailable) and error.metadata.get("reasons") == Reason.HELD:
+        return _held(error)
+    return error
+
+
 def _refusal(error: Refused, fields: Sequence[str]) -> TandemError:
-    """A refusal in the words of the request: who refuses and where the writes stood is of no use to its sender."""
+    """A refusal: who refuses and where the writes stood is of no use to its sender."""
     if error.reason is Reason.ALREADY_EXISTS:
         return ProfileExists(error.metadata.get("field", "id"), transaction_id=error.transaction_id)
     if error.reason is Reason.INVALID_REQUEST and error.violations:
-        wrong = InvalidRequest([_of_request(violation, fields) for violation in error.violations])
+        wrong = InvalidRequest([_in_request(violation, fields) for violation in error.violations])
         wrong.transaction_id = error.transaction_id
         return wrong
     return error
@@ -75,7 +96,7 @@ def _held(error: Unavailable) -> TandemError:
     )
 
 
-def _of_request(violation: Violation, fields: Sequence[str]) -> Violation:
+def _in_request(violation: Violation, fields: Sequence[str]) -> Violation:
     """The same violation, seen from the request: `writes[1].legal_name` is `business.legal_name`."""
     match = _WRITE.match(violation.field)
     if match is None or int(match[1]) >= len(fields):

@@ -45,6 +45,11 @@ class IdentityServiceStub:
                 request_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpRequest.SerializeToString,
                 response_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpResponse.FromString,
                 _registered_method=True)
+        self.BatchSignUp = channel.unary_unary(
+                '/tandem.identity.v1.IdentityService/BatchSignUp',
+                request_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpRequest.SerializeToString,
+                response_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpResponse.FromString,
+                _registered_method=True)
         self.CreateUser = channel.unary_unary(
                 '/tandem.identity.v1.IdentityService/CreateUser',
                 request_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.CreateUserRequest.SerializeToString,
@@ -88,6 +93,15 @@ class IdentityServiceServicer:
 
     def SignUp(self, request, context):
         """Makes a user and a business that the user owns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSignUp(self, request, context):
+        """Many at once, each answered by itself: those that nothing speaks against are made in one local commit. A request id,
+        an e-mail address or a registration number that occurs again in the batch is taken up after the first one with it,
+        as if they had been called one after another: a repeat gets the first answer, another request is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +156,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.SignUp,
                     request_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpRequest.FromString,
                     response_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpResponse.SerializeToString,
+            ),
+            'BatchSignUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSignUp,
+                    request_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpRequest.FromString,
+                    response_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpResponse.SerializeToString,
             ),
             'CreateUser': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUser,
@@ -207,6 +226,33 @@ class IdentityService:
             '/tandem.identity.v1.IdentityService/SignUp',
             tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpRequest.SerializeToString,
             tandem_dot_identity_dot_v1_dot_identity__service__pb2.SignUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSignUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.identity.v1.IdentityService/BatchSignUp',
+            tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpRequest.SerializeToString,
+            tandem_dot_identity_dot_v1_dot_identity__service__pb2.BatchSignUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,11 @@ class IdentityServiceStub:
     def __new__(cls, channel: _aio.Channel) -> IdentityServiceAsyncStub: ...
     SignUp: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.SignUpRequest, _identity_service_pb2.SignUpResponse]
     """Makes a user and a business that the user owns."""
+    BatchSignUp: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.BatchSignUpRequest, _identity_service_pb2.BatchSignUpResponse]
+    """Many at once, each answered by itself: those that nothing speaks against are made in one local commit. A request id,
+    an e-mail address or a registration number that occurs again in the batch is taken up after the first one with it,
+    as if they had been called one after another: a repeat gets the first answer, another request is refused.
+    """
     CreateUser: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.CreateUserRequest, _identity_service_pb2.CreateUserResponse]
     """Makes a user."""
     CreateBusiness: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.CreateBusinessRequest, _identity_service_pb2.CreateBusinessResponse]
@@ -67,6 +72,11 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SignUp: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.SignUpRequest, _identity_service_pb2.SignUpResponse]  # type: ignore[assignment]
     """Makes a user and a business that the user owns."""
+    BatchSignUp: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.BatchSignUpRequest, _identity_service_pb2.BatchSignUpResponse]  # type: ignore[assignment]
+    """Many at once, each answered by itself: those that nothing speaks against are made in one local commit. A request id,
+    an e-mail address or a registration number that occurs again in the batch is taken up after the first one with it,
+    as if they had been called one after another: a repeat gets the first answer, another request is refused.
+    """
     CreateUser: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.CreateUserRequest, _identity_service_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Makes a user."""
     CreateBusiness: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.CreateBusinessRequest, _identity_service_pb2.CreateBusinessResponse]  # type: ignore[assignment]
@@ -96,6 +106,17 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.SignUpResponse, _abc.Awaitable[_identity_service_pb2.SignUpResponse]]:
         """Makes a user and a business that the user owns."""
+
+    @_abc_1.abstractmethod
+    def BatchSignUp(
+        self,
+        request: _identity_service_pb2.BatchSignUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.BatchSignUpResponse, _abc.Awaitable[_identity_service_pb2.BatchSignUpResponse]]:
+        """Many at once, each answered by itself: those that nothing speaks against are made in one local commit. A request id,
+        an e-mail address or a registration number that occurs again in the batch is taken up after the first one with it,
+        as if they had been called one after another: a repeat gets the first answer, another request is refused.
+        """
 
     @_abc_1.abstractmethod
     def CreateUser(
