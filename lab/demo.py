@@ -34,12 +34,15 @@ QUIET_S = 60.0
 DATA = processes.ROOT / "identity_stub" / "data"
 
 KILLS = {
-    "driver.after_votes=kill@120": "after the votes, before its local commit",
-    "driver.after_local_commit=kill@120": "after its local commit, before Commit",
-    "driver.after_commit=kill@120": "after Commit, before its mark",
-    "participant.after_stage=kill@300": "while it stages",
+    "driver.after_votes=kill@3": "after the votes, before its local commit",
+    "driver.after_local_commit=kill@40": "after its local commit, before Commit",
+    "driver.after_commit=kill@40": "after Commit, before its mark",
+    "participant.after_stage=kill@30": "while it stages",
 }
-"""Failpoint → what the process was doing when it died."""
+"""Failpoint → what the process was doing when it died.
+
+The first strikes a batch. Clients whose batch got no answer go on one by one, so that the others strike single calls.
+"""
 
 console = Console()
 if not console.is_terminal:

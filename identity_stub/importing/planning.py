@@ -6,7 +6,7 @@ for the persons in turn. Request ids are those of the rows, so that a repeated i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from identity_stub.importing.reading import BusinessRow, PersonRow, Rejected
@@ -37,6 +37,11 @@ class Job:
             return f"import-persons-{self.person.key}"
         assert self.business is not None
         return f"import-businesses-{self.business.key}"
+
+    @property
+    def in_company(self) -> bool:
+        """Whether it may go together with others: a pair that waits for nobody."""
+        return self.person is not None and self.business is not None and not self.after
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +86,18 @@ def plan(persons: Sequence[PersonRow | Rejected], businesses: Sequence[BusinessR
             jobs.append(Job(None, business, owner, after=(owner, *before)))
     jobs += [Job(person, None) for person in good_persons[len(good_businesses) :]]
     return Plan(jobs, rejected)
+
+
+def batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[int]]:
+    """The positions of jobs that go together, at most `most`, in order; the other jobs go alone."""
+    together: list[int] = []
+    for position, job in enumerate(jobs):
+        if together and (not job.in_company or len(together) == most):
+            yield together
+            together = []
+        if job.in_company:
+            together.append(position)
+        else:
+            yield [position]
+    if together:
+        yield together

@@ -1,4 +1,7 @@
-"""Runs a plan over the gRPC API with several clients at once; repeatable at any point."""
+"""Runs a plan over the gRPC API with several clients at once; repeatable at any point.
+
+Pairs that wait for nobody go in batches. What a batch's answer leaves open, a job settles by calls of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from identity_stub.client import PATIENCE_S, Identity, may_pass
-from identity_stub.importing.planning import Job, Plan
+from identity_stub.client import BATCH_CALL_S, PATIENCE_S, Identity, may_pass
+from identity_stub.importing.planning import Job, Plan, batches
 from identity_stub.importing.reading import BusinessRow, PersonRow, Rejected
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.status import from_status
 
 MAX_CLIENTS = 256
 
-SUBMIT_S = 60.0
-"""For the queue to be filled, before the first job runs."""
+BATCH = 50
+"""Pairs in one call, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,9 @@ def run_import(
     with Identity(target, patience_s=patience_s) as identity:
         try:
             # In the plan's order, first in first out: a job that waits for an earlier one waits for one that runs.
-            run.futures = [threads.submit(run.do, identity, position) for position in range(len(plan.jobs))]
-            run.submitted.set()
-            ends = [future.result() for future in run.futures]
+            for positions in batches(plan.jobs, BATCH):
+                threads.submit(run.do, identity, positions)
+            ends = [end.result() for end in run.ends]
         finally:
             run.stop("interrupted")
             identity.close()
@@ -115,6 +119,10 @@ def run_import(
     return result
 
 
+_Told = pb.SignUpResponse | TandemError | None
+"""What a job in company is told; None: nothing yet."""
+
+
 class _Stopped(Exception):
     """The service was given up, and why."""
 
@@ -124,15 +132,14 @@ class _Stopped(Exception):
 
 
 class _Run:
-    """One run: which jobs have ended how. `futures` are theirs, in order; None: it was left."""
+    """One run: how each job has ended, in order; None: it was left."""
 
     def __init__(self, jobs: Sequence[Job], on_done: Callable[[Done], None] | None) -> None:
         self._jobs = jobs
         self._on_done = on_done
         self._lock = threading.Lock()
         self._finished = 0
-        self.futures: list[Future[_End | None]] = []
-        self.submitted = threading.Event()
+        self.ends: Sequence[Future[_End | None]] = [Future() for _ in jobs]
         self.stopped = ""
 
     def stop(self, why: str) -> None:
@@ -140,20 +147,43 @@ class _Run:
         with self._lock:
             self.stopped = self.stopped or why
 
-    def do(self, identity: Identity, position: int) -> _End | None:
-        """One job, to its end."""
-        self.submitted.wait(SUBMIT_S)
-        job = self._jobs[position]
-        before = {earlier: self.futures[earlier].result() for earlier in job.after}
-        if self.stopped or not all(before.values()):
-            return None
-        owner = before.get(job.owner) if job.owner is not None else None
-        end = _End()
+    def do(self, identity: Identity, positions: Sequence[int]) -> None:
+        """One job, or several in company, to their ends."""
         try:
-            _Steps(identity, job, end).run(owner.user_id if owner else "")
-        except _Stopped as stopped:
-            self.stop(stopped.why)
-            return None
+            told: dict[int, _Told] = {}
+            if len(positions) > 1 and not self.stopped:
+                together = _sign_up_together(identity, [self._jobs[position] for position in positions])
+                told = dict(zip(positions, together, strict=True))
+            # Those that are in come first: the others may take their time, and are asked to.
+            made = [position for position in positions if isinstance(told.get(position), pb.SignUpResponse)]
+            for position in made:
+                self.ends[position].set_result(self._one(identity, position, told[position]))
+            identity.wait(max((_retry_after_s(one) for one in told.values()), default=0.0))
+            for position in sorted(set(positions) - set(made)):
+                self.ends[position].set_result(self._one(identity, position, told.get(position)))
+        except BaseException as error:  # a mistake of ours, or of on_done: whoever waits for a job must hear of it
+            for position in positions:
+                if not self.ends[position].done():
+                    self.ends[position].set_exception(error)
+
+    def _one(self, identity: Identity, position: int, told: _Told) -> _End | None:
+        """One job, after what it was told in company, if it was."""
+        job, end = self._jobs[position], _End()
+        if isinstance(told, pb.SignUpResponse):
+            end.user_id, end.users, end.businesses = told.user.user_id, 1, 1
+        elif told is not None and not (may_pass(told) or told.reason is Reason.ALREADY_EXISTS):
+            end.failed.append((job.name, told.reason.value))
+        else:
+            before = {earlier: self.ends[earlier].result() for earlier in job.after}
+            if self.stopped or not all(before.values()):
+                return None
+            owner = before.get(job.owner) if job.owner is not None else None
+            end.retries += told is not None and may_pass(told)
+            try:
+                _Steps(identity, job, end).run(owner.user_id if owner else "")
+            except _Stopped as stopped:
+                self.stop(stopped.why)
+                return None
         self._report(job, end)
         return end
 
@@ -162,6 +192,29 @@ class _Run:
             self._finished += 1
             if self._on_done is not None:
                 self._on_done(Done(job.name, tuple(end.refused), end.retries, self._finished, len(self._jobs)))
+
+
+def _sign_up_together(identity: Identity, jobs: Sequence[Job]) -> Sequence[_Told]:
+    """What each is told; None where it has to ask by itself."""
+    request = pb.BatchSignUpRequest()
+    for job in jobs:
+        assert job.person is not None
+        assert job.business is not None
+        request.requests.append(_sign_up(job.request_id, job.person, job.business))
+    try:
+        answer = identity.once(identity.stub.BatchSignUp, request, timeout_s=BATCH_CALL_S)
+    except TandemError as error:  # of the call: it says nothing of any of them, but that a repeat may help
+        return [error if may_pass(error) else None] * len(jobs)
+    told = [from_status(one.status) if one.status.code else one.response for one in answer.results]
+    return told if len(told) == len(jobs) else [None] * len(jobs)
+
+
+def _retry_after_s(told: _Told) -> float:
+    return (told.retry_after_s or 0.0) if isinstance(told, TandemError) else 0.0
+
+
+def _sign_up(request_id: str, person: PersonRow, business: BusinessRow) -> pb.SignUpRequest:
+    return pb.SignUpRequest(request_id=request_id, email=person.email, person=person.profile, business=business.profile)
 
 
 class _Exists(Exception):
@@ -197,9 +250,7 @@ class _Steps:
 
     def _pair(self, person: PersonRow, business: BusinessRow) -> None:
         """Both together. Where one of the two is refused, the other comes in all the same, by a request of its own."""
-        request = pb.SignUpRequest(
-            request_id=self._job.request_id, email=person.email, person=person.profile, business=business.profile
-        )
+        request = _sign_up(self._job.request_id, person, business)
         try:
             answer = self._call(self._identity.stub.SignUp, request)
         except _Exists as exists:

@@ -1,17 +1,24 @@
-"""The import over the real API: everything comes in once, however often it is interrupted, by however many clients."""
+"""The import over the real API: everything comes in once, however often it is interrupted, by however many clients.
+
+Pairs go in batches; what a batch leaves open is settled by single calls, and nobody can tell the difference.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 from identity_stub.importing import Done, Plan, plan, read_businesses, read_persons, run_import
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
+from tandem.identity.v1 import identity_service_pb2 as pb
+from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.server import Server
 from tests.integration.test_identity_house import Home, create_user, home, sign_up
 
@@ -30,6 +37,109 @@ def house(new_database: Callable[[str], str]) -> Iterator[Home]:
 def small(persons: int = 10) -> Plan:
     """Eight companies and Alphabet's two share classes."""
     return plan(PERSONS[:persons], BUSINESSES[:8] + [BUSINESSES[i] for i in ALPHABET])
+
+
+class Counting(IdentityServicer):
+    """Counts what it is called with. answers: that this many batches get, before those after them are turned away."""
+
+    def __init__(self, house: Home, *, answers: int | None = None) -> None:
+        super().__init__(house.identity, SignUps(house.identity, TwoPhase(house.coordinator)))
+        self.batches: list[int] = []
+        self.singles = 0
+        self._answers = answers
+
+    def BatchSignUp(self, request: pb.BatchSignUpRequest, context: grpc.ServicerContext) -> pb.BatchSignUpResponse:
+        self.batches.append(len(request.requests))
+        answer = super().BatchSignUp(request, context)
+        if self._answers is not None and len(self.batches) > self._answers:
+            raise TandemError("the answer is lost", reason=Reason.UNAVAILABLE)
+        return answer
+
+    def SignUp(self, request: pb.SignUpRequest, context: grpc.ServicerContext) -> pb.SignUpResponse:
+        self.singles += 1
+        return super().SignUp(request, context)
+
+
+@contextmanager
+def listening(servicer: IdentityServicer) -> Iterator[str]:
+    """Its address."""
+    server = Server("127.0.0.1:0")
+    servicer.add_to(server)
+    server.start()
+    yield server.address
+    server.drain(1)
+
+
+def pairs(count: int) -> Plan:
+    """So many pairs of which none waits for another."""
+    others = [row for i, row in enumerate(BUSINESSES) if i not in ALPHABET]
+    return plan(PERSONS[:count], others[:count])
+
+
+def test_pairs_are_sent_in_batches(house: Home) -> None:
+    """120 pairs are three calls; so are they when the import is run again, and the report is the same."""
+    counting = Counting(house)
+    with listening(counting) as address:
+        for _ in range(2):
+            counting.batches.clear()
+            seen: list[Done] = []
+            result = run_import(address, pairs(120), clients=4, on_done=seen.append)
+            assert (sorted(counting.batches), counting.singles) == ([20, 50, 50], 0)
+            assert (result.users, result.businesses, result.retries) == (120, 120, 0)
+            assert sorted(done.finished for done in seen) == list(range(1, 121))
+            assert {done.name for done in seen} == {job.name for job in pairs(120).jobs}
+    assert house.count("identity.users") == house.count("profiles.business") == 120
+    assert house.count("twophase.decision") == 120
+
+
+def test_a_batch_whose_answer_is_lost(house: Home) -> None:
+    """Its jobs ask by themselves, are told what they have made, and count one repeated call each."""
+    counting = Counting(house, answers=1)
+    with listening(counting) as address:
+        result = run_import(address, pairs(70), clients=1)
+    assert (counting.batches, counting.singles) == ([50, 20], 20)
+    assert (result.users, result.businesses, result.retries) == (70, 70, 20)
+    assert house.count("identity.users") == house.count("twophase.decision") == 70
+
+
+def test_a_service_that_knows_no_batches(house: Home) -> None:
+    """An older one: every pair goes by itself."""
+
+    class Older(Counting):
+        def BatchSignUp(self, request: pb.BatchSignUpRequest, context: grpc.ServicerContext) -> pb.BatchSignUpResponse:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+
+    older = Older(house)
+    with listening(older) as address:
+        result = run_import(address, pairs(10))
+    assert (older.singles, result.users, result.businesses, result.retries) == (10, 10, 10, 0)
+
+
+def test_one_of_a_batch_that_is_taken(house: Home) -> None:
+    """Its company's number is another's: the person comes in all the same, by a request of its own; a repeat agrees."""
+    job = pairs(6).jobs[3]
+    assert job.business is not None
+    house.stub.SignUp(sign_up(business=job.business.profile))
+    for _ in range(2):
+        result = run_import(house.server.address, pairs(6))
+        assert (result.users, result.businesses) == (6, 5)
+        assert result.refused == [(job.business.name, "registration_number")]
+        assert (result.failed, result.retries) == ([], 0)
+
+
+def test_an_import_that_is_interrupted_meets_itself(house: Home) -> None:
+    """Whoever shows progress breaks off in the middle of a batch; run again, everything is in, and once."""
+
+    def interrupt(done: Done) -> None:
+        if done.finished == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_import(house.server.address, pairs(120), clients=2, on_done=interrupt)
+    assert house.count("identity.users") >= 60
+    result = run_import(house.server.address, pairs(120), clients=2)
+    assert (result.users, result.businesses, result.refused, result.failed) == (120, 120, [], [])
+    assert house.count("identity.users") == house.count("twophase.decision", "outcome = 'committed'") == 120
 
 
 def test_everything_comes_in_and_a_repeat_meets_itself(house: Home) -> None:

@@ -10,6 +10,7 @@ import pytest
 from google.type import date_pb2
 
 from identity_stub.importing import Rejected, Row, plan, read_businesses, read_persons
+from identity_stub.importing.planning import batches
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.validation import violations
@@ -227,3 +228,16 @@ def test_a_plan_with_few_persons() -> None:
     orphaned = plan([Rejected(2, "no")], BUSINESSES[:2])
     assert not orphaned.jobs
     assert [file for file, _ in orphaned.rejected] == ["persons", "businesses", "businesses"]
+
+
+def test_pairs_go_together_in_the_plans_order() -> None:
+    """Each job once, in order; whoever waits for another, or is no pair, alone; none of a batch waits for another."""
+    jobs = plan(PERSONS, BUSINESSES).jobs
+    made = list(batches(jobs, 50))
+    assert [position for batch in made for position in batch] == list(range(537))
+    assert max(map(len, made)) == 50
+    alone = [jobs[position] for batch in made for position in batch if not jobs[position].in_company]
+    assert len(alone) == 34 + 3
+    assert all(len(batch) == 1 for batch in made for position in batch if not jobs[position].in_company)
+    assert len([batch for batch in made if len(batch) > 1]) <= 503 / 50 + 4
+    assert not list(batches([], 50))
