@@ -1,6 +1,7 @@
 """What every measurement runs against: two PostgreSQL servers, profiles, coordinator, the naive profiles, and a driver.
 
-The driver lives in this process, which is the initiator; everything else is a process of its own, reached by gRPC.
+The driver lives in this process, which is the initiator; everything else is a process of its own, reached by gRPC. A
+process of identity, with accounts of its own in the same database, is there for the import alone.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class House:
     coordinator: Coordinator = field(init=False)
     naive: str = ""
     coordinator_address: str = ""
+    identity_address: str = ""
     profiles_addresses: list[str] = field(default_factory=list)
 
     def __enter__(self) -> House:
@@ -56,6 +58,7 @@ class House:
             self.databases[name] = EmbeddedPostgres(self.folder / f"postgres-{name}").start()
         urls = {name: server.database_url(name) for name, server in self.databases.items()}
         self.coordinator_address = f"127.0.0.1:{processes.free_port()}"
+        self.identity_address = f"127.0.0.1:{processes.free_port()}"
         self.profiles_addresses = [f"127.0.0.1:{processes.free_port()}" for _ in range(self.profiles)]
         self.naive = f"127.0.0.1:{processes.free_port()}"
         coordinating = {
@@ -72,7 +75,15 @@ class House:
             "PROFILES_LOG_LEVEL": "WARNING",
             "PROFILES_SWEEP_INTERVAL_S": "3600",  # a measurement sweeps by itself
         }
+        importing = {
+            "IDENTITY_DATABASE_URL": urls["identity"],
+            "IDENTITY_LISTEN": self.identity_address,
+            "IDENTITY_METRICS_LISTEN": "127.0.0.1:0",
+            "IDENTITY_PARTICIPANTS": f"profiles={self.targets}",
+            "IDENTITY_LOG_LEVEL": "WARNING",
+        }
         processes.run("coordinator", "migrate", environment=coordinating)
+        processes.run("identity_stub", "migrate", environment=importing)
         processes.run("profiles_server", "migrate", environment=serving)
         self.engine = create_engine(urls["identity"], pool_size=CONNECTIONS)
         self.profiles_engine = create_engine(urls["profiles"], pool_size=8)
@@ -83,6 +94,7 @@ class House:
                 for address in self.profiles_addresses
             ),
             Service("coordinator", self.coordinator_address, coordinating, self.folder),
+            Service("identity_stub", self.identity_address, importing, self.folder),
             Service("lab.bench.naive_profiles", self.naive, {**serving, "PROFILES_LISTEN": self.naive}, self.folder),
         ]
         for service in self.services:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lab.bench import plans, signups
 from lab.bench.house import House
+from lab.bench.imports import Imports
 from lab.bench.raw import Batched, Raw
 from lab.bench.sweeps import DUE, Swept
 
@@ -64,12 +65,14 @@ class Bench:
         self._background = signups.two_phase(house, "background")
         self._dual = signups.dual_write(house)
         self._bulk = signups.bulk(house, BULK)
+        self._imports = Imports(house)
         self.measures: dict[str, Callable[[], Iterator[Figure]]] = {
             "signup_latency_awaited": self._latency_awaited,
             "signup_latency_background": self._latency_background,
             "signup_wal": self._written_ahead,
             "signup_concurrent_64": self._concurrent,
             "signup_bulk_256": self._in_bulk,
+            "import_rate": self._imported,
             "unary_prepare_commit_64": self._unary,
             "sweep_10k_small_table": self._sweeps,
             "sweep_10k_large_table": self._sweeps,
@@ -170,6 +173,12 @@ class Bench:
         batched, ours = self._rounds(lambda: rate(lambda: self._batched.sign_up(BULK)), lambda: rate(self._bulk))
         yield self._against("signup_bulk_256", ours, "/s", batched, "≥ 0.85")
         yield self._alone("batched_statements", batched, "/s")
+
+    def _imported(self) -> Iterator[Figure]:
+        """Persons with a business each, by the import of identity, from its client to the last answer."""
+        pairs = int(400 * self._options.seconds)
+        (ours,) = self._rounds(lambda: self._imports.per_second(pairs))
+        yield self._alone("import_rate", ours, "/s")
 
     def _reads(self) -> Iterator[Figure]:
         def take() -> float:
