@@ -24,7 +24,7 @@ from tandem.coordinator.errors import (
     LocalTransactionRefused,
 )
 from tandem.runtime.database import Limits, bound_waits
-from tandem.runtime.local_transaction import LocalTransaction, begin, drop, hung_up
+from tandem.runtime.local_transaction import MAX_DEAD, LocalTransaction, begin, drop, is_dead
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("tandem.coordinator.local")
@@ -67,7 +67,7 @@ class LocalBlock:
         self.token = secrets.token_hex(16)
 
     def begin(self) -> Connection:
-        """Starts it: limits and token come with the first statement."""
+        """Starts it, with limits and token: before anybody else gets the connection (R1)."""
         self._local = self._using.begin(self._limits, self.token)
         self._unguard = self._using.guard(self._touch)
         return self._local.connection
@@ -190,7 +190,9 @@ class UsingSession:
         """On the Session's own connection; one that has died in the pool is replaced."""
         try:
             connection = self._session.connection()
-            if hung_up(connection):
+            for _ in range(MAX_DEAD):
+                if not is_dead(connection):
+                    break
                 connection.invalidate()
                 self._session.rollback()
                 connection = self._session.connection()

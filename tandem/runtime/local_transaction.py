@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum, auto
 from functools import cache
 from typing import Any
@@ -18,7 +18,9 @@ from tandem.runtime.errors import DatabaseError, Reason
 from tandem.runtime.watchdog import watchdog
 
 _ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
-_IDLE, _INTRANS = extensions.TRANSACTION_STATUS_IDLE, extensions.TRANSACTION_STATUS_INTRANS
+
+MAX_DEAD = 200
+"""Dead connections that are discarded for one that lives: as many as a pool has."""
 
 
 class CommitNotConfirmed(Exception):
@@ -34,27 +36,46 @@ class _State(Enum):
 class LocalTransaction:
     """One local transaction from BEGIN to COMMIT, on a connection that is ours until it ends.
 
-    BEGIN is ours and goes in one message with the first statement: the connection's own cursors see to that, whoever
-    uses them. From then on the connection is in the driver's autocommit mode; so COMMIT is ours, too, and its answer
-    can be read (R1). Until then it is as its owner made it: what goes past those cursors is in one of psycopg2's.
+    BEGIN is ours, and the connection is in the driver's autocommit mode; so COMMIT is ours, too, and its answer can be
+    read (R1).
     """
 
     def __init__(
-        self, connection: Connection, limits: Limits, *, isolation: str | None = None, token: str | None = None
+        self,
+        connection: Connection,
+        limits: Limits,
+        *,
+        isolation: str | None = None,
+        token: str | None = None,
+        lazily: bool = False,
     ) -> None:
-        """isolation: None for the level that the connection was made with. token: see `deciding.insert_in_block`."""
+        """Begins it, with its limits. Raises if this isn't the primary (R15).
+
+        isolation: None for the level that the connection was made with. token: see `deciding.insert_in_block`.
+        lazily: BEGIN goes in one message with the first statement, which spares a round trip. Only where nobody but us
+        has the connection, one thread, and asks by cursors that the connection makes.
+        """
         self.connection = connection
         self._limits = limits
         self._isolation = isolation
         self._token = token
         self._state = _State.UNSENT
-        self._spoilt = False
         self._undo: list[Callable[[], None]] = []
         raw: Any = connection.connection.dbapi_connection
         self._raw = raw
         watched = watchdog.watch(raw.fileno(), limits.give_up_s)
         self._undo.append(lambda: _ignored(watchdog.release(watched)))
-        self._undo.append(_with_cursors(raw, self))
+        if lazily and _with_cursors(raw, self, self._undo):
+            return
+        try:
+            with self.opening() as opening:
+                connection.exec_driver_sql(opening)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.rollback()
+            else:
+                self.abandon()
+            raise
 
     @property
     def unsent(self) -> bool:
@@ -63,37 +84,22 @@ class LocalTransaction:
 
     @contextmanager
     def opening(self) -> Iterator[str]:
-        """What has to go before the first statement, in the same message; sent when the block ends."""
-        raw = self._raw
-        begin, hand_back = "", _nothing
-        if raw.info.transaction_status == _IDLE:  # else psycopg2 has begun it, for a cursor that isn't ours
-            level, hand_back = _take_over(raw)
-            isolation = self._isolation or _ISOLATION.get(level or 0)
-            begin = f"BEGIN ISOLATION LEVEL {isolation}; " if isolation else "BEGIN; "
-        self._state = _State.OPEN
-        try:
-            yield begin + _settings(self._limits, self._token)
-        finally:
-            if not raw.closed and raw.info.transaction_status == _IDLE:
-                # Nothing of the message was obeyed, since it can't be parsed; or it ended what it began. What comes
-                # next must not commit by itself: it is in a transaction, too, but in one that is never committed.
-                hand_back()
-                self._state = _State.UNSENT
-                self._spoilt = True
-            else:
-                self._undo.append(hand_back)
+        """BEGIN and the limits, for whoever sends them, alone or before a statement in the same message."""
+        level = self._raw.isolation_level
+        _take_over(self._raw, self._undo)
+        isolation = self._isolation or _ISOLATION.get(level or 0)
+        begin = f"BEGIN ISOLATION LEVEL {isolation}; " if isolation else "BEGIN; "
+        self._state = _State.OPEN  # perhaps: BEGIN may be obeyed, and what comes after it not
+        yield begin + _settings(self._limits, self._token)
 
     @property
     def intact(self) -> bool:
         """Whether libpq is inside an open and healthy transaction, or not in one yet."""
         raw = _raw(self.connection)
-        return (
-            raw is not None
-            and raw is self._raw
-            and not raw.closed
-            and not self._spoilt
-            and (raw.info.transaction_status == _INTRANS or (self.unsent and raw.info.transaction_status == _IDLE))
-        )
+        if raw is None or raw is not self._raw or raw.closed:
+            return False
+        expected = extensions.TRANSACTION_STATUS_IDLE if self.unsent else extensions.TRANSACTION_STATUS_INTRANS
+        return bool(raw.info.transaction_status == expected)
 
     def commit(self) -> None:
         """Commits. Raises CommitNotConfirmed unless libpq was INTRANS and the server said COMMIT (R1)."""
@@ -114,8 +120,6 @@ class LocalTransaction:
         try:
             if was is _State.OPEN:
                 self.connection.exec_driver_sql("ROLLBACK")
-            elif was is _State.UNSENT and not self._raw.closed:
-                self._raw.rollback()  # what went past our cursors
         except Exception:  # a hook of the Engine's owner may raise anything, too
             drop(self.connection)
         finally:
@@ -140,38 +144,26 @@ class _OpeningCursor(extensions.cursor):
     local_transaction: LocalTransaction
 
     def execute(self, query: Any, vars: Any = None) -> Any:  # noqa: A002  # psycopg2's name for it
-        if not self.local_transaction.unsent:
-            return super().execute(query, vars)
-        if isinstance(query, str) and self.name is None:
-            with self.local_transaction.opening() as opening:
-                return super().execute(opening + query, vars)
-        self._open()
+        if self.local_transaction.unsent:
+            if isinstance(query, str):
+                with self._opening() as opening:
+                    return super().execute(opening + query, vars)
+            self._open()
         return super().execute(query, vars)
 
     def executemany(self, query: Any, vars_list: Any) -> Any:
-        self._open()
+        if self.local_transaction.unsent:
+            self._open()
         return super().executemany(query, vars_list)
 
-    def callproc(self, procname: Any, parameters: Any = None) -> Any:
-        self._open()
-        return super().callproc(procname, parameters)
-
-    def copy_expert(self, *arguments: Any, **named: Any) -> Any:
-        self._open()
-        return super().copy_expert(*arguments, **named)
-
-    def copy_from(self, *arguments: Any, **named: Any) -> Any:
-        self._open()
-        return super().copy_from(*arguments, **named)
-
-    def copy_to(self, *arguments: Any, **named: Any) -> Any:
-        self._open()
-        return super().copy_to(*arguments, **named)
-
     def _open(self) -> None:
-        if self.local_transaction.unsent:
-            with self.local_transaction.opening() as opening:
-                extensions.cursor(self.connection).execute(opening)
+        with self._opening() as opening:
+            extensions.cursor(self.connection).execute(opening)
+
+    def _opening(self) -> AbstractContextManager[str]:
+        if self.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+            raise RuntimeError("something was asked past the cursors of a local transaction: it would be lost")
+        return self.local_transaction.opening()
 
 
 @cache
@@ -182,20 +174,25 @@ def _opening(base: type[extensions.cursor]) -> type[_OpeningCursor]:
     return type("_OpeningCursor", (_OpeningCursor, base), {})
 
 
-def _with_cursors(raw: Any, transaction: LocalTransaction) -> Callable[[], None]:
-    """Has the connection make cursors that open the transaction; returns what undoes this."""
+def _with_cursors(raw: Any, transaction: LocalTransaction, undo: list[Callable[[], None]]) -> bool:
+    """Has the connection make cursors that open the transaction; False if its owner has it make others all the same."""
     theirs = raw.cursor_factory
+    base: Any = type(raw.cursor())
 
     def make(*arguments: Any, **named: Any) -> _OpeningCursor:
-        cursor = _opening(theirs or extensions.cursor)(*arguments, **named)
+        cursor = _opening(base)(*arguments, **named)
         cursor.local_transaction = transaction
         return cursor
 
-    def undo() -> None:
+    def hand_back() -> None:
         raw.cursor_factory = theirs
 
+    undo.append(hand_back)
     raw.cursor_factory = make
-    return undo
+    if isinstance(raw.cursor(), _OpeningCursor):
+        return True
+    hand_back()
+    return False
 
 
 @contextmanager
@@ -204,7 +201,7 @@ def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[
 
     limits: durable ones unless others are given (R15).
     """
-    transaction = begin(engine, limits or Limits(), isolation="READ COMMITTED")
+    transaction = begin(engine, limits or Limits(), isolation="READ COMMITTED", lazily=True)
     try:
         yield transaction.connection
         transaction.commit()
@@ -223,21 +220,26 @@ def local_transaction(engine: Engine, limits: Limits | None = None) -> Iterator[
 
 
 def begin(
-    engine: Engine, limits: Limits, *, isolation: str | None = None, token: str | None = None
+    engine: Engine, limits: Limits, *, isolation: str | None = None, token: str | None = None, lazily: bool = False
 ) -> LocalTransaction:
     """A local transaction on a connection of its own, which the caller closes."""
     connection = engine.connect()
     try:
-        if hung_up(connection):
-            connection.invalidate()  # and the next use makes a new one
-        return LocalTransaction(connection, limits, isolation=isolation, token=token)
+        for _ in range(MAX_DEAD):
+            if not is_dead(connection):
+                break
+            connection.invalidate()  # the next use takes another one
+        return LocalTransaction(connection, limits, isolation=isolation, token=token, lazily=lazily)
     except BaseException:
         connection.close()
         raise
 
 
-def hung_up(connection: Connection) -> bool:
-    """Whether a pooled connection has died meanwhile: its server has hung up, or has something to say unasked."""
+def is_dead(connection: Connection) -> bool:
+    """Whether a pooled connection died meanwhile: its server has hung up, or has something to say unasked.
+
+    A server that was restarted has hung up on all of them: the next one may be dead, too.
+    """
     waiting = select.poll()
     waiting.register(connection.connection.dbapi_connection.fileno(), select.POLLIN)  # type: ignore[union-attr]
     return bool(waiting.poll(0))
@@ -247,25 +249,24 @@ def hung_up(connection: Connection) -> bool:
 def owned(engine: Engine) -> Iterator[Connection]:
     """A connection in the driver's autocommit mode, for statements that wait for nobody."""
     with engine.connect() as connection:
-        _, hand_back = _take_over(connection.connection.dbapi_connection)
+        undo: list[Callable[[], None]] = []
         try:
+            _take_over(connection.connection.dbapi_connection, undo)
             yield connection
         finally:
-            hand_back()
+            for one in undo:
+                one()
 
 
-def _take_over(raw: Any) -> tuple[int | None, Callable[[], None]]:
-    """Turns the driver's autocommit mode on; returns the isolation level that was set, and what undoes all this.
+def _take_over(raw: Any, undo: list[Callable[[], None]]) -> None:
+    """Turns the driver's autocommit mode on; adds what undoes this.
 
     By hand, with the level out of the way meanwhile: SQLAlchemy's own option makes psycopg2 tell the server about the
     level when it goes back, one more round trip after each COMMIT, that nobody watches.
     """
     level = raw.isolation_level
-    raw.rollback()
-    raw.isolation_level = None
-    raw.autocommit = True
 
-    def undo() -> None:
+    def hand_back() -> None:
         if raw.closed:
             return
         try:
@@ -274,7 +275,10 @@ def _take_over(raw: Any) -> tuple[int | None, Callable[[], None]]:
         except psycopg2.Error:
             raw.close()  # it is not as its pool expects it, and nobody shall get it so
 
-    return level, undo
+    undo.append(hand_back)
+    raw.rollback()
+    raw.isolation_level = None
+    raw.autocommit = True
 
 
 def _settings(limits: Limits, token: str | None) -> str:
@@ -315,7 +319,3 @@ def _raw(connection: Connection) -> Any | None:
 
 def _ignored(_: object) -> None:
     """What release says does not matter: whoever was given up has had an error of the driver's."""
-
-
-def _nothing() -> None:
-    """Nothing to undo."""

@@ -60,8 +60,11 @@ class Migrations:
                 connection, opts={"version_table": self.version_table, "version_table_schema": self.schema}
             ).get_current_revision()
 
-    def upgrade(self, engine: Engine) -> None:
-        """Brings the database up to this code's revision, in one local transaction; safe to run twice or by two."""
+    def upgrade(self, engine: Engine, to: str = "head") -> None:
+        """Brings the database up to this code's revision, in one local transaction; safe to run twice or by two.
+
+        to: an earlier revision, for those who try how an upgrade goes.
+        """
         with engine.begin() as connection:
             connection.execute(sa.schema.CreateSchema(self.schema, if_not_exists=True))
             # Two that migrate at once take turns; the table is this package's own, so nobody else waits.
@@ -72,7 +75,7 @@ class Migrations:
                 )
             )
             connection.execute(sa.text(f"LOCK TABLE {self.schema}.{self.version_table} IN ACCESS EXCLUSIVE MODE"))
-            alembic.command.upgrade(self._config(connection), "head")
+            alembic.command.upgrade(self._config(connection), to)
 
     def sql(self) -> str:
         """What `upgrade` would run on an empty database, as SQL text."""

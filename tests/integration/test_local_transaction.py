@@ -1,9 +1,10 @@
-"""BEGIN goes in one message with the first statement, however that is sent; what goes past our cursors is safe, too."""
+"""Local transactions that are ours: whoever sends what on the connection, it is inside, with our limits."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -12,7 +13,9 @@ import pytest
 import sqlalchemy as sa
 from psycopg2 import extensions, sql
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
 
+from tandem.coordinator.local import UsingSession
 from tandem.runtime.database import Limits, create_engine
 from tandem.runtime.local_transaction import CommitNotConfirmed, LocalTransaction, begin, local_transaction
 from tandem.runtime.statements import Statement
@@ -135,67 +138,126 @@ class Adding:
 
 
 WAYS = [name for name in vars(Adding) if not name.startswith("_")]
+OURS = [way for way in WAYS if not way.startswith(("call", "copy", "after", "past"))]
+"""Ways in which we ask ourselves, where BEGIN waits for the first statement."""
+
+
+def left_as_it_was(used: Any) -> bool:
+    return (
+        used.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE
+        and used.autocommit is False
+        and used.cursor_factory is None
+        and used.isolation_level == extensions.ISOLATION_LEVEL_READ_COMMITTED
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whoever_sends_the_first_statement(engine: Engine, way: str) -> None:
-    """It is inside the local transaction, which is rolled back or committed as a whole, with our limits."""
-    add = getattr(Adding, way)
-    with pytest.raises(ZeroDivisionError), local_transaction(engine, LIMITS) as connection:
-        add(connection)
-        1 / 0  # noqa: B018
-    assert notes(engine) == []
-    with local_transaction(engine, LIMITS) as connection:
-        add(connection)
-        connection.exec_driver_sql("INSERT INTO note VALUES ('z')")
-        assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "1234ms"
+@pytest.mark.parametrize("lazily", [True, False])
+def test_whoever_sends_the_first_statement(engine: Engine, way: str, lazily: bool) -> None:
+    """It is inside the local transaction, which is rolled back or committed as a whole, with our limits.
+
+    Where BEGIN waits for it and it goes past our cursors, it is not committed, and that is told.
+    """
+    add, ours = getattr(Adding, way), way in OURS or not lazily
+    for commits in (False, True):
+        transaction = begin(engine, LIMITS, lazily=lazily)
+        connection = transaction.connection
         used = raw(connection)
-    assert used.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE
-    assert notes(engine)[0] == "a"
-    assert notes(engine)[-1] == "z"
+        if not ours and way.startswith("after"):
+            with pytest.raises(RuntimeError):
+                add(connection)
+        else:
+            add(connection)
+        if ours:
+            connection.exec_driver_sql("INSERT INTO note VALUES ('z')")
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "1234ms"
+        if not commits:
+            transaction.rollback()
+        elif ours:
+            transaction.commit()
+        else:
+            with pytest.raises(CommitNotConfirmed):
+                transaction.commit()
+        connection.close()
+        assert left_as_it_was(used)
+        assert (notes(engine)[:1] + notes(engine)[-1:] == ["a", "z"]) is (commits and ours)
+        assert bool(notes(engine)) is (commits and ours)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
 
 
-def test_the_owners_own_cursors(engine: Engine) -> None:
-    """Cursors of a class that the connection's owner has chosen stay of that class."""
-    theirs = sa.create_engine(
-        engine.url, connect_args={"cursor_factory": psycopg2.extras.DictCursor}, isolation_level="READ COMMITTED"
-    )
-    with local_transaction(theirs) as connection:
-        cursor = raw(connection).cursor()
-        cursor.execute(RUNNING)
-        assert cursor.fetchone()["query"].startswith("BEGIN")
-    theirs.dispose()
-
-
-@pytest.mark.parametrize("first", ["SELECT FROM WHERE", "COMMIT", "ROLLBACK"])
-def test_what_never_began_is_never_committed(engine: Engine, first: str) -> None:
-    """A first statement that can't be parsed, or that ends what it began: what comes next does not commit by itself."""
+def test_begun_before_anybody_else_has_it(engine: Engine) -> None:
+    """R1: as long as a block's connection is another's, BEGIN has been sent and commit() of the driver does nothing."""
     transaction = begin(engine, LIMITS)
-    connection = transaction.connection
-    try:
-        connection.exec_driver_sql(first)
-    except sa.exc.ProgrammingError:
-        assert "FROM" in first
-    connection.exec_driver_sql("INSERT INTO note VALUES ('a')")
-    raw(connection).cursor(cursor_factory=extensions.cursor).execute("INSERT INTO note VALUES ('b')")
+    used = raw(transaction.connection)
+    assert used.info.transaction_status == extensions.TRANSACTION_STATUS_INTRANS
+    used.cursor(cursor_factory=psycopg2.extras.RealDictCursor).execute("INSERT INTO note VALUES ('a')")
+    used.commit()
+    assert transaction.intact
+    transaction.rollback()
+    transaction.connection.close()
+    assert notes(engine) == []
+    assert left_as_it_was(used)
+
+
+def test_the_drivers_own_with_block(engine: Engine) -> None:
+    """R1: it sends COMMIT, which can't be prevented, but is noticed."""
+    transaction = begin(engine, LIMITS)
+    with raw(transaction.connection) as used:
+        used.cursor(cursor_factory=psycopg2.extras.RealDictCursor).execute("INSERT INTO note VALUES ('a')")
     assert not transaction.intact
     with pytest.raises(CommitNotConfirmed):
         transaction.commit()
-    used = raw(connection)
-    connection.close()
-    assert used.autocommit is False
+    transaction.connection.close()
+    assert left_as_it_was(used)
+
+
+def test_past_the_cursors_is_not_lost_without_a_word(engine: Engine) -> None:
+    """Where BEGIN waits: what went past our cursors, and then one of ours."""
+    with pytest.raises(RuntimeError), local_transaction(engine) as connection:
+        Adding.past_our_cursors(connection)
+        Adding.cursor(connection)
     assert notes(engine) == []
 
 
-def test_a_statement_that_fails_spoils_it(engine: Engine) -> None:
+class Dicts(extensions.connection):
+    """Makes cursors of its own choice, whatever it is asked for."""
+
+    def cursor(self, *arguments: Any, **named: Any) -> Any:
+        return super().cursor(*arguments, **{**named, "cursor_factory": psycopg2.extras.DictCursor})
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"cursor_factory": psycopg2.extras.DictCursor},
+        {"connection_factory": psycopg2.extras.DictConnection},
+        {"connection_factory": Dicts},
+        {"cursor_factory": partial(psycopg2.extras.DictCursor)},
+    ],
+    ids=["cursor_factory", "DictConnection", "connection_factory", "callable"],
+)
+@pytest.mark.parametrize("lazily", [True, False])
+def test_the_owners_own_cursors(engine: Engine, theirs: dict[str, Any], lazily: bool) -> None:
+    """Cursors that the connection's owner has chosen stay so, and what they do is committed."""
+    one = sa.create_engine(engine.url, connect_args=theirs, isolation_level="READ COMMITTED", pool_size=1)
+    transaction = begin(one, LIMITS, lazily=lazily)
+    cursor = raw(transaction.connection).cursor()
+    cursor.execute("INSERT INTO note VALUES ('a') RETURNING note")
+    assert cursor.fetchone()["note"] == "a"
+    transaction.commit()
+    transaction.connection.close()
+    one.dispose()
+    assert notes(engine) == ["a"]
+
+
+@pytest.mark.parametrize("lazily", [True, False])
+@pytest.mark.parametrize("first", ["SELECT FROM WHERE", "SELECT 1 / 0"])
+def test_a_statement_that_fails_spoils_it(engine: Engine, first: str, lazily: bool) -> None:
     """As in any local transaction: also where it is the first one, and goes with BEGIN."""
-    transaction = begin(engine, LIMITS)
-    with pytest.raises(sa.exc.DataError):
-        transaction.connection.exec_driver_sql("SELECT 1 / 0")
-    with pytest.raises(sa.exc.InternalError):
-        transaction.connection.exec_driver_sql("INSERT INTO note VALUES ('a')")
+    transaction = begin(engine, LIMITS, lazily=lazily)
+    with pytest.raises(sa.exc.DBAPIError):
+        transaction.connection.exec_driver_sql(first)
     with pytest.raises(CommitNotConfirmed):
         transaction.commit()
     transaction.connection.close()
@@ -203,17 +265,34 @@ def test_a_statement_that_fails_spoils_it(engine: Engine) -> None:
 
 
 @pytest.mark.direct
-def test_a_connection_that_has_died_is_replaced(engine: Engine) -> None:
-    """One that the server has hung up on while it lay in the pool never gets a statement."""
-    one = create_engine(engine.url, pool_size=1)
-    with one.connect() as connection:
-        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+@pytest.mark.parametrize("lifo", [True, False])
+@pytest.mark.parametrize("kind", ["engine", "session"])
+def test_connections_that_have_died_are_replaced(engine: Engine, lifo: bool, kind: str) -> None:
+    """What the server has hung up on while it lay in the pool, however many they are, never gets a statement."""
+    some = sa.create_engine(engine.url, pool_size=3, pool_use_lifo=lifo)
+    for connection in [some.connect() for _ in range(3)]:
+        connection.close()
+    with some.connect() as connection:
+        name = "pg_stat_activity WHERE datname = current_database()"
+        others = "pid <> pg_backend_pid() AND pid NOT IN ({})"
+        with engine.connect() as mine:
+            keep = mine.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        pids = connection.exec_driver_sql(f"SELECT pid FROM {name} AND {others.format(keep)}").scalars().all()
+        pids = [*pids, connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()]
     with engine.begin() as connection:
-        # Waits until the session is gone.
-        connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
-    with local_transaction(one) as connection:
-        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() != pid
-    one.dispose()
+        for pid in pids:
+            connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")  # waits until it is gone
+    if kind == "engine":
+        transaction = begin(some, LIMITS)
+        assert transaction.connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+        transaction.rollback()
+        transaction.connection.close()
+    else:
+        with Session(some) as session:
+            block = UsingSession(session)
+            assert block.begin(LIMITS, "token").connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+            block.ended(committed=False)
+    some.dispose()
 
 
 def test_given_up(engine: Engine) -> None:

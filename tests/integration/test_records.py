@@ -128,8 +128,15 @@ SELECT gen_random_uuid(), 'Ada Lovelace', 'identity', gen_random_uuid(), 'prepar
 """
 
 
-def test_plans_go_by_the_index(engine: Engine) -> None:
-    """A lone Prepare and Commit read their own rows: neither all that is stored, nor all that is in doubt."""
+@pytest.mark.parametrize("upgraded", [False, True], ids=["new", "upgraded"])
+def test_plans_go_by_the_index(new_database: Callable[[str], str], upgraded: bool) -> None:
+    """A lone Prepare and Commit read their own rows: neither all that is stored, nor all that is in doubt.
+
+    upgraded: the rows were there, and had been analysed, before the storage was set.
+    """
+    engine = create_engine(new_database("plans"), pool_size=2)
+    PARTICIPANT_MIGRATIONS.upgrade(engine)
+    PROFILES_MIGRATIONS.upgrade(engine, "f001" if upgraded else "head")
     participant = Participant(
         engine,
         name="profiles",
@@ -142,6 +149,7 @@ def test_plans_go_by_the_index(engine: Engine) -> None:
         connection.exec_driver_sql(_STORED)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE")
+    PROFILES_MIGRATIONS.upgrade(engine)
     with engine.begin() as connection:  # more than the statistics know of: a crash has left them
         connection.exec_driver_sql(_IN_DOUBT)
     plans = of_signups(participant, 1)
@@ -151,3 +159,4 @@ def test_plans_go_by_the_index(engine: Engine) -> None:
         read = sum(int(count) for count in re.findall(r"^\s*Buffers: shared hit=(\d+)", plan)[:1])
         assert read < 60, plan
         assert not any(int(removed) > 5 for removed in re.findall(r"Rows Removed by .*: (\d+)", plan)), plan
+    engine.dispose()

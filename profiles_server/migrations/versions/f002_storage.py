@@ -20,6 +20,16 @@ def upgrade() -> None:
         )
         # A sample says that no row is prepared, and a plan made for none reads all that are for each that is asked for.
         op.execute(f"ALTER TABLE profiles.{table} ALTER COLUMN state SET STATISTICS 0")
+        # What was sampled before goes, too; only PostgreSQL 18 can be asked to.
+        op.execute(
+            f"""DO $$ BEGIN
+                IF to_regprocedure('pg_clear_attribute_stats(text, text, text, boolean)') IS NOT NULL THEN
+                    PERFORM pg_clear_attribute_stats('profiles', '{table}', 'state', false);
+                ELSE
+                    ALTER TABLE profiles.{table} ALTER COLUMN state TYPE text;
+                END IF;
+            END $$"""
+        )
     for table in UPDATED:
         # An update changes no indexed column: with room on its page it is HOT, and touches no index.
         op.execute(f"ALTER TABLE profiles.{table} SET (fillfactor = 90)")
