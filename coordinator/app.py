@@ -28,6 +28,7 @@ from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
+from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -57,20 +58,27 @@ class App:
                 reserved=RESERVED,
                 with_reflection=settings.reflection,
             )
+            stack.callback(self._server.drain, 0)  # of one that is not started
+            # It goes after the server: who watches the process sees it drain.
+            self.metrics_address = metrics_page(
+                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+            )
             stack.callback(self._server.drain, settings.drain_s)
             CoordinatorServicer(coordinator, resolving).add_to(self._server)
 
-            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
+            readiness = Readiness(url, "coordinator-ready", self._server.serving)
+            stack.callback(readiness.close)
             purge = Purge(coordinator.engine, settings.times, coordinator.metrics)
             self._schedule(
                 [
                     ("recovery", _recovery(settings, coordinator).run_once, settings.recovery_interval_s),
                     ("purge", purge.run_once, settings.purge_interval_s),
+                    ("readiness", readiness.run_once, EVERY_S),
                 ],
                 stack,
             )
-            stack.callback(self._server.serving, False)
+            stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
 

@@ -29,6 +29,7 @@ from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
+from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -36,6 +37,9 @@ log = logger("identity.app")
 
 MIGRATIONS = (COORDINATOR_MIGRATIONS, tables.MIGRATIONS)
 MIGRATE = "python -m identity_stub migrate"
+
+Job = tuple[str, Callable[[], object], float]
+"""Name, work, and the interval in s."""
 
 
 class App:
@@ -68,24 +72,29 @@ class App:
                 reserved=RESERVED if settings.serve_coordinator else None,
                 with_reflection=settings.reflection,
             )
+            stack.callback(self._server.drain, 0)  # of one that is not started
+            # It goes after the server: who watches the process sees it drain.
+            self.metrics_address = metrics_page(
+                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+            )
             stack.callback(self._server.drain, settings.drain_s)
             IdentityServicer(engine, SignUps(engine, provisioning)).add_to(self._server)
             if settings.serve_coordinator:
                 CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
 
-            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
+            readiness = Readiness(url, "identity-ready", self._server.serving)
+            stack.callback(readiness.close)
+            jobs: list[Job] = [("readiness", readiness.run_once, EVERY_S)]
             if settings.serve_coordinator:
                 recovery = Recovery(coordinator)
                 purge = Purge(engine, settings.times, coordinator.metrics)
-                self._schedule(
-                    [
-                        ("recovery", recovery.run_once, settings.recovery_interval_s),
-                        ("purge", purge.run_once, settings.purge_interval_s),
-                    ],
-                    stack,
-                )
-            stack.callback(self._server.serving, False)
+                jobs += [
+                    ("recovery", recovery.run_once, settings.recovery_interval_s),
+                    ("purge", purge.run_once, settings.purge_interval_s),
+                ]
+            self._schedule(jobs, stack)
+            stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
 
@@ -99,7 +108,7 @@ class App:
         self._stopping.set()
         self._stack.close()
 
-    def _schedule(self, jobs: Sequence[tuple[str, Callable[[], object], float]], stack: ExitStack) -> None:
+    def _schedule(self, jobs: Sequence[Job], stack: ExitStack) -> None:
         """Runs each job (name, work, interval in s) now and then, one of its kind at a time."""
         # Its executor logs an exception with its text; the listener says the same without.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)

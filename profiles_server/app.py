@@ -31,6 +31,7 @@ from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
+from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
@@ -46,7 +47,8 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._stopping = threading.Event()
         with ExitStack() as stack:
-            engine = _database(settings, stack)
+            url = database_url(settings, "profiles", stack)
+            engine = open_engine(url, "profiles", stack, pool_size=settings.database_pool)
             _check(settings, engine)
             registry = CollectorRegistry()
             participant, resolver, sweeper = _participant(settings, engine, registry, stack)
@@ -58,22 +60,29 @@ class App:
                 reserved=RESERVED,
                 with_reflection=settings.reflection,
             )
+            stack.callback(self._server.drain, 0)  # of one that is not started
+            registry.register(PreparedCollector(engine, settings.coordinators))
+            # It goes after the server: who watches the process sees it drain.
+            self.metrics_address = metrics_page(
+                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+            )
             stack.callback(self._server.drain, settings.drain_s)
             ParticipantServicer(participant, resolver).add_to(self._server)
             ProfilesServicer(Reader(engine, resolver)).add_to(self._server)
 
-            registry.register(PreparedCollector(engine, settings.coordinators))
-            self.metrics_address = metrics_page(settings.metrics_listen, registry, stack)
             self._server.start()
+            readiness = Readiness(url, "profiles-ready", self._server.serving)
+            stack.callback(readiness.close)
             purge = Purge(engine, settings.times, participant.metrics)
             self._schedule(
                 [
                     ("sweep", sweeper.run_once, settings.sweep_interval_s),
                     ("purge", purge.run_once, settings.purge_interval_s),
+                    ("readiness", readiness.run_once, EVERY_S),
                 ],
                 stack,
             )
-            stack.callback(self._server.serving, False)
+            stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, participant=settings.name)
 

@@ -69,10 +69,23 @@ def normalised_url(url: str | URL) -> URL:
     return parsed.set(drivername="postgresql+psycopg2")
 
 
-def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float = 2.0, name: str = "tandem") -> Engine:
+CONNECT_TIMEOUT_S = 5
+SET_UP_S = 2.0
+"""For what SQLAlchemy asks on a new connection before anybody gets it."""
+
+
+def create_engine(
+    url: str | URL,
+    *,
+    pool_size: int = 10,
+    pool_timeout_s: float = 2.0,
+    connect_timeout_s: int = CONNECT_TIMEOUT_S,
+    name: str = "tandem",
+) -> Engine:
     """An engine with a bounded pool, READ COMMITTED, and no values in its messages.
 
     pool_timeout_s: how long a caller waits for a connection before it is told DATABASE_UNAVAILABLE.
+    connect_timeout_s: how long a new connection may take, 2 at least.
     """
     engine = sa.create_engine(
         normalised_url(url),
@@ -85,7 +98,7 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
         use_native_hstore=False,
         connect_args={
             "application_name": name,
-            "connect_timeout": CONNECT_TIMEOUT_S,
+            "connect_timeout": connect_timeout_s,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 2,
@@ -95,10 +108,6 @@ def create_engine(url: str | URL, *, pool_size: int = 10, pool_timeout_s: float 
     bound_waits(engine)
     return engine
 
-
-CONNECT_TIMEOUT_S = 5
-SET_UP_S = 2.0
-"""For what SQLAlchemy asks on a new connection before anybody gets it."""
 
 _WATCHED = "tandem_watched"
 

@@ -1,8 +1,9 @@
 """Asks a gRPC server whether it serves, by the standard health protocol: for containers and scripts.
 
-    python -m tandem.runtime.healthcheck 127.0.0.1:50051
+    python -m tandem.runtime.healthcheck 127.0.0.1:50051           can it do its work now?
+    python -m tandem.runtime.healthcheck --live 127.0.0.1:50051    does it run at all? A restart mends nothing else.
 
-Exit code 0: it serves. 1: it does not, or can't be asked in time; why is said on standard error.
+Exit code 0: yes. 1: no, or it can't be asked in time; why is said on standard error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+LIVE = "live"
+"""As `tandem.runtime.server` calls it; not imported, since a check runs every few seconds and must start quickly."""
 
 TIMEOUT_S = 3.0
 
@@ -37,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tandem.runtime.healthcheck", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("target", help="host:port, or any gRPC name")
-    parser.add_argument("--service", default="", help="full name of a service; default: the server as a whole")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--service", default="", help="full name of a service; default: the server as a whole")
+    what.add_argument(
+        "--live", dest="service", action="store_const", const=LIVE, help="only whether the process runs and answers"
+    )
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds (default: %(default)s)")
     asked = parser.parse_args(arguments)
     found = state(asked.target, service=asked.service, timeout_s=asked.timeout)

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from sqlalchemy.engine import Engine
 
 from tandem.runtime.config import ProcessSettings
 from tandem.runtime.database import create_engine
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.failpoints import failpoint
+from tandem.runtime.page import Page, app
 from tandem.runtime.postgres import EmbeddedPostgres
 from tandem.runtime.telemetry import logger
 
@@ -87,20 +88,18 @@ def open_engine(url: str, name: str, stack: ExitStack, *, pool_size: int) -> Eng
     return made
 
 
-def metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack) -> str:
-    """Starts the page, which the stack stops; its host:port, or "" where `listen` is empty."""
+def metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack, *, ready: Callable[[], bool]) -> str:
+    """Starts the page of metrics and health, which the stack stops; its host:port, or "" where `listen` is empty."""
     if not listen:
         return ""
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     host, _, port = listen.rpartition(":")
     try:
-        page, thread = start_http_server(int(port), host.strip("[]"), registry)
+        page = Page(host.strip("[]"), int(port), app(registry, ready))
     except ValueError:
         raise ConfigurationError("METRICS_LISTEN must be host:port") from None
     except (OSError, OverflowError):
         raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
-    stack.callback(thread.join, 5)
-    stack.callback(page.server_close)
-    stack.callback(page.shutdown)
+    stack.callback(page.close)
     return f"{host}:{page.server_port}"

@@ -36,6 +36,11 @@ REFUSED_BYTES = 24 * 1024 * 1024
 TAKE_UP_S = 0.25
 """How long a server that is to stop still takes up calls."""
 
+LIVE = "live"
+"""Health's name for the process as such: SERVING as long as it runs. Every other name says whether it is ready."""
+
+CHECK = "/grpc.health.v1.Health/Check"
+
 
 class Pool(futures.ThreadPoolExecutor):
     """Worker threads with a bounded queue: `full` says when a further call must be turned away."""
@@ -87,6 +92,8 @@ class Server:
         for methods, count in (reserved or {}).items():
             pool = Pool(count, queue=queue, name=f"rpc-{methods[0].rpartition('/')[2]}")
             self._reserved |= dict.fromkeys(methods, pool)
+        # Whoever asks how it is must be answered where every worker is busy, too.
+        self._reserved[CHECK] = Pool(1, queue=64, name="rpc-health")
         self._turned_away = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rpc-turned-away")
         self._server = grpc.server(
             self._pool,
@@ -106,6 +113,9 @@ class Server:
         self.health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(max_workers=1)
         )
+        self._ready = False
+        self._leaving = False
+        self._states = threading.Lock()
         self._host = address.rpartition(":")[0]
         self.port = self._bind(address)
         self._stopping = threading.Event()
@@ -135,21 +145,36 @@ class Server:
         if self._reflection:
             names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        self.health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
         self.serving(True)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it serves, and can."""
+        return self._ready
+
     def serving(self, is_serving: bool) -> None:
-        """Tells health whether this process can do its work."""
-        state = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *self._names):
-            self.health.set(name, state)
+        """Tells health whether this process can do its work. Once it leaves, it can't."""
+        with self._states:
+            self._ready = is_serving and not self._leaving
+            state = (
+                health_pb2.HealthCheckResponse.SERVING if self._ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+            for name in ("", *self._names):
+                self.health.set(name, state)
+
+    def leave(self) -> None:
+        """Tells health that it is about to stop, whatever its database says."""
+        self._leaving = True
+        self.serving(False)
 
     def drain(self, grace_s: float) -> None:
         """Turns new calls away, lets running ones finish for at most `grace_s`, then stops. Idempotent."""
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self.health.enter_graceful_shutdown()
+        self.leave()
         # What has arrived by now is taken up meanwhile: gRPC cancels whatever it has not handed over when it stops.
         time.sleep(min(TAKE_UP_S, grace_s))
         self._server.stop(grace_s).wait(grace_s + 1)
@@ -170,14 +195,15 @@ class _Guard(grpc.ServerInterceptor):
         """The handler for one call; runs on the serving thread, so it only looks things up."""
         method: str = details.method
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None or not method.startswith("/tandem."):
+        if handler is None or handler.unary_unary is None or not (method.startswith("/tandem.") or method == CHECK):
             return handler
         pool = self._reserved.get(method, self._pool)
         if pool.full:
             return self._turn_away(handler)
         wrapped = self._wrapped.get(method)
         if wrapped is None:
-            wrapped = self._wrapped[method] = self._wrap(method, handler)
+            wrapped = _on(pool, handler) if method == CHECK else self._wrap(method, handler)
+            self._wrapped[method] = wrapped
         return wrapped
 
     def _turn_away(self, handler: Any) -> Any:
@@ -210,6 +236,16 @@ class _Guard(grpc.ServerInterceptor):
         if pool is not None:
             call.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+
+def _on(pool: Pool, handler: Any) -> Any:
+    """The same handler, run by workers of its own."""
+
+    def call(request: Any, context: grpc.ServicerContext) -> Any:
+        return handler.unary_unary(request, context)
+
+    call.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def time_left_s(context: grpc.ServicerContext) -> float:
