@@ -1,4 +1,4 @@
-"""Client channels: quick reconnection, retry of UNAVAILABLE only and where it is safe, bounded messages."""
+"""Client channels: quick reconnection, retry of what was not answered and where it is safe, bounded messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _RETRIED: dict[str, object] = {
         "initialBackoff": "0.05s",
         "maxBackoff": "0.5s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        # CANCELLED by the server: gRPC's own word for calls that reach a server which has just begun to stop.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
 

@@ -71,14 +71,18 @@ def test_updates_are_sent_once(away: tuple[Away, str]) -> None:
     assert servicer.calls == {"GetPerson": 5, "UpdatePerson": 1, "UpdateBusiness": 1}
 
 
-def test_creates_are_sent_once() -> None:
-    """Without a request id a repeat by the channel would be a second user; identity's client repeats with one."""
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_creates_are_sent_once(code: grpc.StatusCode) -> None:
+    """Without a request id a repeat by the channel would be a second user; identity's client repeats with one.
+
+    A server that begins to stop cancels what it has just received: that is repeated like UNAVAILABLE.
+    """
     calls: Counter[str] = Counter()
 
     def away(method: str) -> grpc.RpcMethodHandler:
         def answer(_: bytes, context: grpc.ServicerContext) -> None:
             calls[method] += 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            context.abort(code, "away")
 
         return grpc.unary_unary_rpc_method_handler(answer)
 

@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import alembic.command
 import grpc
 import pytest
+import sqlalchemy as sa
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,7 +27,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from structlog.testing import LogCapture
 from typer.testing import CliRunner, Result
 
-from profiles_server.app import App
+from profiles_server.app import MIGRATIONS, App
 from profiles_server.cli import cli
 from profiles_server.config import Settings
 from tandem.participant.sweeper import Sweeper
@@ -309,6 +311,55 @@ def test_it_refuses_a_database_that_is_not_migrated(
     engine.dispose()
     with app(monkeypatch, empty):
         pass
+
+
+def test_it_refuses_an_older_database(new_database: Callable[[str], str]) -> None:
+    """Migrations come before the code that needs them: it says what there is, what it needs, and the command."""
+    older = new_database("profiles_older")
+    engine = create_engine(older)
+    for migrations, first in zip(MIGRATIONS, ("p001", "f001"), strict=True):
+        with engine.begin() as connection:
+            connection.execute(sa.schema.CreateSchema(migrations.schema, if_not_exists=True))
+            alembic.command.upgrade(migrations._config(connection), first)
+    engine.dispose()
+    done = run(older)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    head = MIGRATIONS[0].head
+    assert head != "p001", "there is an older one"
+    assert f"has revision p001 of tandem.participant, this code needs revision {head}: run `python" in sentence
+    assert run(older, "migrate").returncode == 0
+    with running(older):
+        pass
+
+
+def test_additions_come_while_it_runs(new_database: Callable[[str], str]) -> None:
+    """A migration of newer code that only adds is no trouble for a process that runs: it votes and commits. But the
+    same code does not start on it again."""
+    url = new_database("profiles_newer")
+    assert run(url, "migrate").returncode == 0
+    head = MIGRATIONS[0].head
+    with running(url) as process:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE twophase.prepared_transaction ADD COLUMN later text")
+            connection.exec_driver_sql("ALTER TABLE profiles.person ADD COLUMN later text NOT NULL DEFAULT 'kept'")
+            version = f"{MIGRATIONS[0].schema}.{MIGRATIONS[0].version_table}"
+            connection.exec_driver_sql(f"UPDATE {version} SET version_num = 'p999'")
+        engine.dispose()
+        ada = person()
+        asked = request(ada)
+        with open_channel(process.address) as channel:
+            participant = participant_pb2_grpc.ParticipantServiceStub(channel)
+            participant.Prepare(asked, timeout=5)
+            commit = participant_pb2.CommitRequest(key=asked.key, resolved_by=transaction_pb2.RESOLVED_BY_COORDINATOR)
+            participant.Commit(commit, timeout=5)
+            profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
+            found = profiles.GetPerson(pb.GetPersonRequest(person_id=ada.person_id), timeout=5).person
+            assert found.name == ada.name
+    done = run(url)
+    assert done.returncode == 2
+    assert f"has revision p999 of tandem.participant, which this code (revision {head}) does not know" in done.stderr
 
 
 def test_it_refuses_to_forget_a_coordinator(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
