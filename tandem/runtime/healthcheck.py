@@ -35,19 +35,22 @@ def state(target: str, *, service: str = "", timeout_s: float = TIMEOUT_S) -> st
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tandem.runtime.healthcheck", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("target", help="host:port, or any gRPC name")
-    what = parser.add_mutually_exclusive_group()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m tandem.runtime.healthcheck", description=__doc__.partition("\n")[0])
+    made.add_argument("target", help="host:port, or any gRPC name")
+    what = made.add_mutually_exclusive_group()
     what.add_argument("--service", default="", help="full name of a service; default: the server as a whole")
     what.add_argument(
         "--live", dest="service", action="store_const", const=LIVE, help="only whether the process runs and answers"
     )
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds (default: %(default)s)")
-    asked = parser.parse_args(arguments)
+    made.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds (default: %(default)s)")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Asks; the exit code."""
+    asked = parser().parse_args(arguments)
     found = state(asked.target, service=asked.service, timeout_s=asked.timeout)
     if found == "SERVING":
         return 0
