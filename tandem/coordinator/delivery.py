@@ -14,7 +14,7 @@ from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.v1 import transaction_pb2
 
 log = logger("tandem.delivery")
@@ -61,6 +61,7 @@ class Delivery:
         }
         failpoint("driver.after_commit" if by == transaction_pb2.RESOLVED_BY_COORDINATOR else "recovery.after_commit")
         for name, some in answered.items():
+            _tell(name, some, by)
             try:
                 self._mark(name, some)
             except DATABASE_ERRORS as error:
@@ -94,6 +95,18 @@ class Delivery:
             self._marks.put(name, acknowledged)
         if contradictions:
             self._log.park(name, contradictions)
+
+
+def _tell(
+    name: str, answers: Mapping[TransactionKey, TandemError | None], by: transaction_pb2.ResolvedBy.ValueType
+) -> None:
+    """What became of each delivery. Contradictions are told as such."""
+    failed = {key: error.reason for key, error in answers.items() if error is not None}
+    for reason in sorted(set(failed.values()) - PARKING):
+        unusual(log, "not delivered", [key for key in failed if failed[key] is reason], participant=name, reason=reason)
+    usual = by == transaction_pb2.RESOLVED_BY_COORDINATOR
+    done = [key for key in answers if key not in failed] if failed else answers
+    (step if usual else unusual)(log, "delivered", done, participant=name)
 
 
 class Marks:

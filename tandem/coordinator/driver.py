@@ -24,6 +24,7 @@ from tandem.coordinator.delivery import Confirmer, Delivery, Marks
 from tandem.coordinator.errors import (
     LocalTransactionEnded,
     OutcomeUnknown,
+    Refused,
     TransactionExpired,
     TransactionReused,
     Unavailable,
@@ -39,7 +40,7 @@ from tandem.runtime.database import Limits, bound_waits, explained
 from tandem.runtime.errors import DatabaseError, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
 
 log = logger("tandem.coordinator")
@@ -308,6 +309,7 @@ class Coordinator:
         ]
         for tx in txs:
             _check_size(tx)
+        step(log, "preparing", [tx.key for tx in txs])
         failpoint("driver.before_prepare")
         ttl = self.times.ttl_s if ttl_s is None else ttl_s
         preparing: dict[str, list[Preparing]] = {}
@@ -419,6 +421,7 @@ class Coordinator:
             time.sleep(0.1)
         for tx in pending.values():
             tx.become(Phase.UNKNOWN)
+        unusual(log, "outcome unknown", pending)
 
     # --- telling the participants -----------------------------------------------------------------------------
 
@@ -447,6 +450,8 @@ class Coordinator:
                 tx.counted = True
                 told = tx.error.reason.value if tx.error is not None else tx.phase.value.upper()
                 self.metrics.transactions.labels(told).inc()
+                usual = tx.phase is Phase.COMMITTED or isinstance(tx.error, Refused)
+                (step if usual else unusual)(log, "ended", [tx.key], outcome=tx.phase.value, told=told)
 
 
 @contextmanager

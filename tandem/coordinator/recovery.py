@@ -21,7 +21,7 @@ from tandem.runtime.claims import Peers, claim
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import debugging, frames, logger, step
 from tandem.v1 import transaction_pb2
 
 log = logger("tandem.recovery")
@@ -88,6 +88,8 @@ class Recovery:
             d.c.undelivered.overlap(waiting_for),
         ]
         rows = claim(self._log.engine, d, due=due, limit=limit, lease_s=LEASE_S, probe=probe)
+        if debugging():
+            step(log, "recovering", [TransactionKey(row.coordinator, row.transaction_id) for row in rows])
         failpoint("recovery.after_claim")
         return rows
 

@@ -21,7 +21,7 @@ from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server
 from tandem.runtime.status import ok, to_status
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import debugging, frames, logger, step, unusual
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import key_from, key_to, timestamp
 from tandem.v1 import coordinator_pb2 as pb
@@ -80,9 +80,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 seen.add(question.key)
                 questions.append(question)
                 results.append(None)
-        answers = iter(
-            self._resolving.resolve(request.participant, questions, fence=request.fence) if questions else ()
-        )
+        answered = self._resolving.resolve(request.participant, questions, fence=request.fence) if questions else ()
+        if request.fence or debugging():
+            _tell(request, questions, answered)
+        answers = iter(answered)
         return pb.ResolveResponse(
             results=[self._result(next(answers)) if result is None else result for result in results]
         )
@@ -164,6 +165,18 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 transaction_id=key.transaction_id,
             )
         return row
+
+
+def _tell(
+    request: pb.ResolveRequest, questions: Sequence[Question], answers: Sequence[Outcome | Standing | TandemError]
+) -> None:
+    """What was answered. A question with a fence comes after a crash, one without from any reader."""
+    told: dict[str, list[TransactionKey]] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        word = answer.reason.value if isinstance(answer, TandemError) else answer.value
+        told.setdefault(word, []).append(question.key)
+    for word, keys in told.items():
+        (unusual if request.fence else step)(log, "asked", keys, by=request.participant, answer=word)
 
 
 def _records(rows: Sequence[Row[Any]]) -> list[transaction_pb2.DecisionRecord]:

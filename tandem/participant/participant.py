@@ -26,7 +26,7 @@ from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, Tandem
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
 
 log = logger("tandem.participant")
@@ -283,6 +283,7 @@ class Participant:
                             reason=Reason.PUBLISHED_NOT_STAGED,
                             transaction_id=key.transaction_id,
                         )
+        self._tell(State.COMMITTED, changed, by)
         failpoint("participant.after_commit")
         if changed:
             self.metrics.outcomes.labels(State.COMMITTED.value, by.value).inc(len(changed))
@@ -302,6 +303,7 @@ class Participant:
             read = rows.read(connection, [key for key in rest if key not in buried])
             if changed:
                 found = self.apply(connection, changed, State.ABORTED)
+        self._tell(State.ABORTED, changed, by)
         for key in (key for key, count in found.items() if count != changed[key]):
             # What was to go is gone, and to hold on to the rest would help nobody; but somebody has been at the data.
             self._page(key, Reason.PUBLISHED_NOT_STAGED, by)
@@ -324,6 +326,9 @@ class Participant:
         work = self._resource.publish if outcome is State.COMMITTED else self._resource.discard
         counts = work(connection, sorted(changed))
         return {key: counts.get(key, 0) for key in changed}
+
+    def _tell(self, outcome: State, keys: Collection[TransactionKey], by: ResolvedBy) -> None:
+        (step if by in _USUAL else unusual)(log, outcome.value, keys, by=by.value)
 
     def _page(self, key: TransactionKey, reason: Reason, by: ResolvedBy) -> None:
         self.metrics.contradictions.labels(reason.value).inc()
@@ -353,6 +358,9 @@ class Participant:
 
 _LOUD = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
 """Answers to Commit or Abort that page (R5: all that the table marks ‡; R7)."""
+
+_USUAL = frozenset({ResolvedBy.COORDINATOR, ResolvedBy.READER})
+"""Who brings outcomes where nothing has gone wrong: a reader, too, where the initiator confirms in the background."""
 
 _SENTENCES = {
     Reason.TRANSACTION_UNKNOWN: "nothing was ever prepared here for this transaction",

@@ -14,6 +14,9 @@ from tandem.participant.resolver import Outcome, Resolver
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.errors import TandemError
+from tandem.runtime.telemetry import debugging, logger, unusual
+
+log = logger("tandem.participant")
 
 MAX_PUSHES = 3
 """How often one Prepare stages again: behind a holder that is gone there may be another."""
@@ -40,6 +43,8 @@ def prepare(
         left_s = until - time.monotonic()
         if not held or left_s <= 0:
             break
+        for i, holder in held.items():
+            unusual(log, "held", [asks[i].key], holder=str(holder))
         fence_after_s = participant.times.push_after_s
         try:
             met = resolver.meet(set(held.values()), by=ResolvedBy.PUSH, fence_after_s=fence_after_s, timeout_s=left_s)
@@ -50,9 +55,17 @@ def prepare(
             break
         for i, answer in zip(again, participant.prepare([asks[i] for i in again]), strict=True):
             answers[i] = answer
+    if debugging():
+        _tell(asks, answers)
     for answer in answers:
         if isinstance(answer, Yes):
             participant.metrics.votes.labels("yes", "").inc()
         else:
             participant.metrics.votes.labels("no", answer.reason.value).inc()
     return answers
+
+
+def _tell(asks: Sequence[Ask], answers: Sequence[Yes | TandemError]) -> None:
+    for ask, answer in zip(asks, answers, strict=True):
+        voted = {"vote": "yes"} if isinstance(answer, Yes) else {"vote": "no", "reason": answer.reason.value}
+        log.debug("voted", transaction=str(ask.key), **voted)

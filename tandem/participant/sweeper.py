@@ -26,7 +26,7 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
-from tandem.runtime.telemetry import logger
+from tandem.runtime.telemetry import debugging, logger, step, unusual
 
 log = logger("tandem.sweeper")
 
@@ -97,6 +97,8 @@ class Sweeper:
         waiting = [~t.c.confirmed, t.c.parked.is_(None), *due]
         rows = claim(self._engine, t, due=waiting, limit=limit, lease_s=LEASE_S, probe=probe)
         self._metrics.sweep_claimed.inc(len(rows))
+        if debugging():
+            step(log, "sweeping", [TransactionKey(row.coordinator, row.transaction_id) for row in rows])
         failpoint("sweeper.after_claim")
         return rows
 
@@ -126,7 +128,7 @@ class Sweeper:
     def _can_not_ask(self, coordinator: str, batch: Sequence[InDoubt], error: TandemError) -> None:
         self._pieces[coordinator] = max(len(batch) // 2, 1)
         self._peers.failed(coordinator)
-        self._left([item.key for item in batch], error.reason.value)
+        self._left([item.key for item in batch], error.reason.value, tell=step)
         log.warning("coordinator can't be asked", coordinator=coordinator, reason=error.reason.value)
 
     def _note(self, coordinator: str, answers: Mapping[TransactionKey, Outcome | TandemError]) -> int:
@@ -147,8 +149,9 @@ class Sweeper:
             self._make_due(coordinator)
         return len(answers) - sum(map(len, left.values()))
 
-    def _left(self, keys: Sequence[TransactionKey], reason: str) -> None:
+    def _left(self, keys: Sequence[TransactionKey], reason: str, *, tell: Callable[..., None] = unusual) -> None:
         """Leaves them for later, with the reason."""
+        tell(log, "left in doubt", keys, reason=reason)
         self._metrics.sweep_errors.labels(reason).inc(len(keys))
         asked = records("keys", KEY_COLUMNS)
         ours = (t.c.coordinator == asked.c.coordinator, t.c.transaction_id == asked.c.transaction_id)

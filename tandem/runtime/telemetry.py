@@ -1,11 +1,15 @@
-"""Structured logs: JSON for machines, readable on a terminal, never an exception's text (it may hold personal data)."""
+"""Structured logs: JSON for machines, readable on a terminal, never an exception's text (it may hold personal data).
+
+What happens to one transaction is told by `step` and `unusual`, so that one grep for its name, over the logs of all
+processes, gives its story.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +22,14 @@ def configure_logging(service: str, *, level: str = "INFO", json: bool | None = 
     json: None means JSON unless standard error is a terminal.
     """
     as_json = not sys.stderr.isatty() if json is None else json
+
+    def of_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service  # here, since context variables don't reach the threads that answer calls
+        return event
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        of_service,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _silent_exceptions,
@@ -46,12 +56,40 @@ def configure_logging(service: str, *, level: str = "INFO", json: bool | None = 
     logging.root.setLevel(logging.WARNING)
     for name in ("tandem", service):
         logging.getLogger(name).setLevel(level.upper())
-    structlog.contextvars.bind_contextvars(service=service)
 
 
 def logger(name: str) -> Any:
     """A logger: `log.info("swept", claimed=3)`. Values are ids, counts, names and reasons, never facts of a person."""
     return structlog.get_logger(name)
+
+
+FEW = 20
+"""Transactions of one step that have a line of their own at INFO."""
+
+_levels = logging.getLogger("tandem")
+
+
+def debugging() -> bool:
+    """Whether every step of every transaction is told: the level of the logger "tandem" is DEBUG."""
+    return _levels.isEnabledFor(logging.DEBUG)
+
+
+def step(log: Any, event: str, keys: Collection[object], **values: object) -> None:
+    """A line a transaction at DEBUG, for what happens to each of them. Where that is off, nothing is formatted."""
+    if debugging():
+        for key in keys:
+            log.debug(event, transaction=str(key), **values)
+
+
+def unusual(log: Any, event: str, keys: Collection[object], **values: object) -> None:
+    """A line a transaction at INFO, for what happens after a crash or in some other trouble; of many one line in all,
+    and the rest at DEBUG."""
+    if len(keys) > FEW:
+        log.info(event, transactions=len(keys), **values)
+        step(log, event, keys, **values)
+    elif keys and _levels.isEnabledFor(logging.INFO):
+        for key in keys:
+            log.info(event, transaction=str(key), **values)
 
 
 def frames(error: BaseException) -> str:
