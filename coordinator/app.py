@@ -24,6 +24,7 @@ from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS, grants
 from tandem.coordinator.tables import log as logs
+from tandem.runtime import tracing
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
@@ -115,10 +116,12 @@ def serve(settings: Settings) -> None:
     """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
     configure_logging("coordinator", level=settings.log_level, json=settings.log_json)
     log_uncaught("coordinator")
+    tracing.configure("coordinator")
     app = App(settings)
     spare_collector()
     print(f"ready coordinator {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
+    tracing.shut_down()
 
 
 def migrate(settings: Settings, *, runtime_role: str | None = None) -> list[tuple[str, str]]:

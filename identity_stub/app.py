@@ -26,6 +26,7 @@ from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
+from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
@@ -131,10 +132,12 @@ def serve(settings: Settings) -> None:
     """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
     configure_logging("identity", level=settings.log_level, json=settings.log_json)
     log_uncaught("identity")
+    tracing.configure("identity")
     app = App(settings)
     spare_collector()
     print(f"ready identity {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
+    tracing.shut_down()
 
 
 def migrate(settings: Settings) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import RESERVED, ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
+from tandem.runtime import tracing
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import owned
@@ -119,10 +120,12 @@ def serve(settings: Settings) -> None:
     """Runs the process until SIGTERM or SIGINT. Says on standard output when it is ready."""
     configure_logging("profiles", level=settings.log_level, json=settings.log_json)
     log_uncaught("profiles")
+    tracing.configure("profiles")
     app = App(settings)
     spare_collector()
     print(f"ready profiles {app.address} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
+    tracing.shut_down()
 
 
 def migrate(settings: Settings) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames, logger, step, unusual
+from tandem.runtime.tracing import span
 from tandem.v1 import transaction_pb2
 
 log = logger("tandem.delivery")
@@ -156,7 +157,7 @@ class Confirmer:
         self._delivery = delivery
         self._confirming: Background[Transaction] = Background(
             "confirm",
-            lambda txs: self.now(txs, until=time.monotonic() + BACKGROUND_S),
+            self._in_background,
             limit=QUEUE_LIMIT,
             batch=BATCH,
             dropped=metrics.confirms_dropped.inc,
@@ -179,6 +180,10 @@ class Confirmer:
             tx.undelivered = tuple(
                 name for name in tx.undelivered if name not in answers or answers[name].get(tx.key) is not None
             )
+
+    def _in_background(self, txs: Sequence[Transaction]) -> None:
+        with span("tandem.confirm", txs):
+            self.now(txs, until=time.monotonic() + BACKGROUND_S)
 
     def later(self, txs: Sequence[Transaction]) -> None:
         """Confirms in the background. A full queue drops: recovery has it."""

@@ -42,6 +42,7 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
+from tandem.runtime.tracing import about, span
 
 log = logger("tandem.coordinator")
 
@@ -115,7 +116,10 @@ class Coordinator:
         (perhaps), LocalTransactionRefused (before any RPC), LocalTransactionEnded, or what the block raised.
         """
         asked = [(transaction_id, branches)]
-        with self._run(asked, using=using, ttl_s=ttl_s, confirm=confirm, all_or_none=True) as batch:
+        with (
+            span("tandem.transaction"),
+            self._run(asked, using=using, ttl_s=ttl_s, confirm=confirm, all_or_none=True) as batch,
+        ):
             yield batch.transactions[0]
 
     @contextmanager
@@ -134,7 +138,10 @@ class Coordinator:
         if not 1 <= len(many) <= MAX_TRANSACTIONS:
             raise InvalidRequest([Violation("transactions", f"must hold 1 to {MAX_TRANSACTIONS}")])
         asked = [(None, branches) for branches in many]
-        with self._run(asked, using=using, ttl_s=ttl_s, confirm=confirm, all_or_none=False) as batch:
+        with (
+            span("tandem.transactions"),
+            self._run(asked, using=using, ttl_s=ttl_s, confirm=confirm, all_or_none=False) as batch,
+        ):
             yield batch
 
     @contextmanager
@@ -180,9 +187,10 @@ class Coordinator:
             for tx in batch.accepted:
                 tx.become(Phase.DECIDING)
                 tx.sent = True
-            block.decide(statement, parameters)
-            failpoint("driver.after_insert")
-            block.commit()
+            with span("tandem.local_commit", batch.accepted):
+                block.decide(statement, parameters)
+                failpoint("driver.after_insert")
+                block.commit()
         except BaseException as error:
             if isinstance(error, Exception):
                 block.close(committed=False)
@@ -310,6 +318,7 @@ class Coordinator:
         for tx in txs:
             _check_size(tx)
         step(log, "preparing", [tx.key for tx in txs])
+        about(txs)
         failpoint("driver.before_prepare")
         ttl = self.times.ttl_s if ttl_s is None else ttl_s
         preparing: dict[str, list[Preparing]] = {}
@@ -321,7 +330,8 @@ class Coordinator:
                 )
                 owners.setdefault(name, []).append(tx)
         try:
-            votes = self.participants.prepare(preparing, until=time.monotonic() + self.times.prepare_deadline_s)
+            with span("tandem.prepare", txs):
+                votes = self.participants.prepare(preparing, until=time.monotonic() + self.times.prepare_deadline_s)
         except BaseException:
             # Interrupted while others vote: nothing is decided, and with ids of our own nothing ever will be (R3).
             self._give_up([tx for tx in txs if tx.own_id])
@@ -433,7 +443,8 @@ class Coordinator:
                 asked.setdefault(name, []).append(tx.key)
         if not asked:
             return
-        self._delivery.abort(asked, until=time.monotonic() + ABORT_S)
+        with span("tandem.abort", txs):
+            self._delivery.abort(asked, until=time.monotonic() + ABORT_S)
 
     def _confirm(self, txs: Sequence[Transaction], confirm: Confirm) -> None:
         """Brings Commit to everybody, now or in the background. Never raises (R12)."""
@@ -441,7 +452,8 @@ class Coordinator:
         if confirm == "background":
             self._confirmer.later(txs)
             return
-        self._confirmer.now(txs, until=time.monotonic() + CONFIRM_S)
+        with span("tandem.confirm", txs):
+            self._confirmer.now(txs, until=time.monotonic() + CONFIRM_S)
 
     def _count(self, txs: Sequence[Transaction]) -> None:
         """Each transaction once, when its end is known."""

@@ -27,6 +27,7 @@ from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.status import CODES, from_rpc_error, from_status
+from tandem.runtime.tracing import outgoing
 from tandem.runtime.wire import key_to
 from tandem.v1 import participant_pb2 as pb
 from tandem.v1 import participant_pb2_grpc, transaction_pb2
@@ -233,7 +234,9 @@ class Participants:
         """One message a chunk, all at once; a single one in this thread, which spares it a hand-over."""
         if len(chunks) == 1:
             ((name, chunk),) = chunks
-            call = partial(self._call(method, name, len(chunk)), timeout=timeout_s, wait_for_ready=True)
+            call = partial(
+                self._call(method, name, len(chunk)), timeout=timeout_s, wait_for_ready=True, metadata=outgoing()
+            )
             yield name, chunk, _answers(partial(call, _message(method, requests[name], chunk)), len(chunk), method)
             return
         sent = [
@@ -241,7 +244,7 @@ class Participants:
                 name,
                 chunk,
                 self._call(method, name, len(chunk)).future(
-                    _message(method, requests[name], chunk), timeout=timeout_s, wait_for_ready=True
+                    _message(method, requests[name], chunk), timeout=timeout_s, wait_for_ready=True, metadata=outgoing()
                 ),
             )
             for name, chunk in chunks

@@ -22,6 +22,7 @@ from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import debugging, frames, logger, step
+from tandem.runtime.tracing import span
 from tandem.v1 import transaction_pb2
 
 log = logger("tandem.recovery")
@@ -102,9 +103,10 @@ class Recovery:
                     asked.setdefault(participant, []).append(TransactionKey(row.coordinator, row.transaction_id))
         if not asked:
             return 0
-        answers = self._delivery.deliver(
-            asked, by=transaction_pb2.RESOLVED_BY_RECOVERY, until=time.monotonic() + DELIVER_S
-        )
+        with span("tandem.recovery", {key for keys in asked.values() for key in keys}):
+            answers = self._delivery.deliver(
+                asked, by=transaction_pb2.RESOLVED_BY_RECOVERY, until=time.monotonic() + DELIVER_S
+            )
         return sum(self._note(participant, some) for participant, some in answers.items())
 
     def _note(self, participant: str, answers: dict[TransactionKey, TandemError | None]) -> int:

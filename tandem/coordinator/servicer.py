@@ -22,6 +22,7 @@ from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server
 from tandem.runtime.status import ok, to_status
 from tandem.runtime.telemetry import debugging, frames, logger, step, unusual
+from tandem.runtime.tracing import about
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import key_from, key_to, timestamp
 from tandem.v1 import coordinator_pb2 as pb
@@ -80,6 +81,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 seen.add(question.key)
                 questions.append(question)
                 results.append(None)
+        about(questions)
         answered = self._resolving.resolve(request.participant, questions, fence=request.fence) if questions else ()
         if request.fence or debugging():
             _tell(request, questions, answered)
@@ -111,6 +113,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     def Execute(self, request: pb.ExecuteRequest, context: grpc.ServicerContext) -> pb.ExecuteResponse:
         """A whole transaction; OK means committed."""
         key = key_from(request.key)
+        about([key])
         self._check_name(key)
         executed = self._coordinator.execute(
             key.transaction_id,

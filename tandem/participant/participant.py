@@ -28,6 +28,7 @@ from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
+from tandem.runtime.tracing import span
 
 log = logger("tandem.participant")
 
@@ -178,7 +179,7 @@ class Participant:
     def _prepare(self, batch: Sequence[_Ready], *, limits: Limits | None = None) -> list[Yes | TandemError]:
         """One local transaction: the transactions' rows, then their entities (R7)."""
         answers: dict[TransactionKey, Yes | TandemError] = {}
-        with local_transaction(self.engine, limits or _limits(batch)) as connection:
+        with span("tandem.stage", batch), local_transaction(self.engine, limits or _limits(batch)) as connection:
             inserted = rows.insert(connection, [r.row() for r in batch], retention_ms=self.times.retention_ms)
             read = rows.read(connection, [r.key for r in batch if r.key not in inserted])
             for r in batch:
@@ -268,7 +269,7 @@ class Participant:
         return answers
 
     def _commit(self, keys: Sequence[TransactionKey], by: ResolvedBy, limits: Limits) -> list[TandemError | None]:
-        with local_transaction(self.engine, limits) as connection:
+        with span("tandem.publish", keys), local_transaction(self.engine, limits) as connection:
             changed = rows.resolve(connection, keys, State.COMMITTED, by)
             rest = [key for key in keys if key not in changed]
             if rest:
@@ -294,7 +295,7 @@ class Participant:
 
     def _abort(self, keys: Sequence[TransactionKey], by: ResolvedBy, limits: Limits) -> list[TandemError | None]:
         found: dict[TransactionKey, int] = {}
-        with local_transaction(self.engine, limits) as connection:
+        with span("tandem.discard", keys), local_transaction(self.engine, limits) as connection:
             changed = rows.resolve(connection, keys, State.ABORTED, by)
             rest = [key for key in keys if key not in changed]
             if rest:

@@ -29,6 +29,7 @@ from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.status import from_rpc_error, from_status
+from tandem.runtime.tracing import outgoing
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc, transaction_pb2
 
 ASKING = 8
@@ -136,7 +137,7 @@ class Resolver:
                 digest=item.digest,
             )
         try:
-            call = stub.Resolve.future(request, timeout=min(self._timeout_s, timeout_s))
+            call = stub.Resolve.future(request, timeout=min(self._timeout_s, timeout_s), metadata=outgoing())
         except ValueError:
             raise TandemError("this process is stopping", reason=Reason.UNAVAILABLE) from None
         return _Asked(coordinator, batch, call)

@@ -24,6 +24,7 @@ from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.server import Server, time_left_s
 from tandem.runtime.status import ok, to_status
+from tandem.runtime.tracing import about
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import key_from, key_to, timestamp
 from tandem.v1 import participant_pb2 as pb
@@ -89,6 +90,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:
         """A vote: the answer is yes, an error is no."""
         ask = _ask(request)
+        about([ask])
         staged = self._staging(ask, until=_until(context))
         (answer,) = pushing.prepare(self._participant, self._resolver, [ask], staged=[staged])
         if isinstance(answer, TandemError):
@@ -97,14 +99,18 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def Commit(self, request: pb.CommitRequest, context: grpc.ServicerContext) -> pb.CommitResponse:
         """Publishes."""
-        error = self._ending(_End(State.COMMITTED, *_asked(request)), until=_until(context))
+        end = _End(State.COMMITTED, *_asked(request))
+        about([end])
+        error = self._ending(end, until=_until(context))
         if error is not None:
             raise error
         return pb.CommitResponse()
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:
         """Discards."""
-        error = self._ending(_End(State.ABORTED, *_asked(request)), until=_until(context))
+        end = _End(State.ABORTED, *_asked(request))
+        about([end])
+        error = self._ending(end, until=_until(context))
         if error is not None:
             raise error
         return pb.AbortResponse()
@@ -232,6 +238,7 @@ def _each(
             seen.add(key(item))
             asked.append(item)
             answers.append(None)
+    about(asked)
     done = iter(work(asked) if asked else ())
     result: list[A | TandemError] = []
     for position, answer in enumerate(answers):

@@ -27,6 +27,7 @@ from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, key_arrays, records
 from tandem.runtime.telemetry import debugging, logger, step, unusual
+from tandem.runtime.tracing import span
 
 log = logger("tandem.sweeper")
 
@@ -110,6 +111,12 @@ class Sweeper:
         left: dict[str, list[InDoubt]] = defaultdict(list)
         for row in rows:
             left[row.coordinator].append(in_doubt(row))
+        if not left:
+            return 0
+        with span("tandem.sweep", [item for batch in left.values() for item in batch]):
+            return self._ask(left, timeout_s)
+
+    def _ask(self, left: dict[str, list[InDoubt]], timeout_s: float) -> int:
         ended = 0
         while left:
             pieces = {peer: batch[: self._pieces.get(peer, self._batch)] for peer, batch in left.items()}

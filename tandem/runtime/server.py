@@ -23,6 +23,7 @@ from tandem.runtime.database import explained
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.status import to_status
 from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.tracing import served
 from tandem.runtime.validation import validate
 
 log = logger("tandem.server")
@@ -215,7 +216,7 @@ class _Guard(grpc.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Any) -> Any:
         parse: Callable[[bytes], Message] = handler.request_deserializer
-        behavior = handler.unary_unary
+        behavior = served(method, handler.unary_unary)
 
         def call(raw: bytes, context: grpc.ServicerContext) -> Any:
             started = time.monotonic()
