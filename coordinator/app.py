@@ -18,6 +18,7 @@ from sqlalchemy.engine import Engine, Row
 from coordinator.config import Settings
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.gauges import CoordinatorGauges
 from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
@@ -27,6 +28,7 @@ from tandem.coordinator.tables import log as logs
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.gauges import gauges_engine
 from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.readiness import EVERY_S, Readiness
@@ -58,11 +60,15 @@ class App:
                 queue=settings.queue,
                 reserved=RESERVED,
                 with_reflection=settings.reflection,
+                registry=registry,
             )
             stack.callback(self._server.drain, 0)  # of one that is not started
+            gauges = gauges_engine(url, name="coordinator-gauges")
+            stack.callback(gauges.dispose)
+            registry.register(CoordinatorGauges(gauges, name=settings.name, participants=settings.participants))
             # It goes after the server: who watches the process sees it drain.
             self.metrics_address = metrics_page(
-                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+                settings.metrics_listen, registry, stack, service="coordinator", ready=lambda: self._server.ready
             )
             stack.callback(self._server.drain, settings.drain_s)
             CoordinatorServicer(coordinator, resolving).add_to(self._server)

@@ -21,6 +21,7 @@ from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.gauges import CoordinatorGauges
 from tandem.coordinator.participants import Participants
 from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
@@ -29,6 +30,7 @@ from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.gauges import gauges_engine
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
@@ -72,16 +74,20 @@ class App:
                 queue=settings.queue,
                 reserved=RESERVED if settings.serve_coordinator else None,
                 with_reflection=settings.reflection,
+                registry=registry,
             )
             stack.callback(self._server.drain, 0)  # of one that is not started
             # It goes after the server: who watches the process sees it drain.
             self.metrics_address = metrics_page(
-                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+                settings.metrics_listen, registry, stack, service="identity", ready=lambda: self._server.ready
             )
             stack.callback(self._server.drain, settings.drain_s)
             IdentityServicer(engine, SignUps(engine, provisioning)).add_to(self._server)
             if settings.serve_coordinator:
                 CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
+                gauges = gauges_engine(url, name="identity-gauges")
+                stack.callback(gauges.dispose)
+                registry.register(CoordinatorGauges(gauges, name=settings.name, participants=settings.participants))
 
             self._server.start()
             readiness = Readiness(url, "identity-ready", self._server.serving)

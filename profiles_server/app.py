@@ -19,7 +19,8 @@ from profiles_server.config import Settings
 from profiles_server.profiles import ProfilesResource
 from profiles_server.resolving import Reader
 from profiles_server.servicer import ProfilesServicer
-from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.gauges import ParticipantGauges
+from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.purge import Purge
@@ -30,6 +31,7 @@ from tandem.participant.tables import MIGRATIONS as PARTICIPANT_MIGRATIONS
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.gauges import gauges_engine
 from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.readiness import EVERY_S, Readiness
@@ -60,12 +62,15 @@ class App:
                 queue=settings.queue,
                 reserved=RESERVED,
                 with_reflection=settings.reflection,
+                registry=registry,
             )
             stack.callback(self._server.drain, 0)  # of one that is not started
-            registry.register(PreparedCollector(engine, settings.coordinators))
+            gauges = gauges_engine(engine.url, name="profiles-gauges")
+            stack.callback(gauges.dispose)
+            registry.register(ParticipantGauges(gauges, settings.coordinators))
             # It goes after the server: who watches the process sees it drain.
             self.metrics_address = metrics_page(
-                settings.metrics_listen, registry, stack, ready=lambda: self._server.ready
+                settings.metrics_listen, registry, stack, service="profiles", ready=lambda: self._server.ready
             )
             stack.callback(self._server.drain, settings.drain_s)
             ParticipantServicer(participant, resolver).add_to(self._server)

@@ -18,6 +18,7 @@ from tandem.coordinator.errors import (
     TransactionReused,
     Unavailable,
 )
+from tandem.coordinator.gauges import CoordinatorGauges
 from tandem.coordinator.handle import Batch, Transaction
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
@@ -29,6 +30,7 @@ __all__ = [
     "RESERVED",
     "Batch",
     "Coordinator",
+    "CoordinatorGauges",
     "CoordinatorServicer",
     "DecisionLog",
     "Fenced",

@@ -11,7 +11,7 @@ from tandem.coordinator.metrics import CoordinatorMetrics
 from tandem.coordinator.participants import Participants
 from tandem.runtime.background import Background
 from tandem.runtime.batches import DATABASE_ERRORS
-from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
+from tandem.runtime.errors import CONTRADICTIONS, PAGING, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames, logger, step, unusual
@@ -83,9 +83,7 @@ class Delivery:
                     log.error("contradiction", transaction=str(key), participant=name, reason=answer.reason.value)
 
     def _mark(self, name: str, answers: Mapping[TransactionKey, TandemError | None]) -> None:
-        contradictions = {
-            key: error.reason.value for key, error in answers.items() if error and error.reason in PARKING
-        }
+        contradictions = {key: error.reason.value for key, error in answers.items() if error and error.reason in PAGING}
         for key, reason in contradictions.items():
             self._metrics.contradictions.labels(reason).inc()
             log.error("contradiction: delivery to be parked", transaction=str(key), participant=name, reason=reason)
@@ -103,7 +101,7 @@ def _tell(
 ) -> None:
     """What became of each delivery. Contradictions are told as such."""
     failed = {key: error.reason for key, error in answers.items() if error is not None}
-    for reason in sorted(set(failed.values()) - PARKING):
+    for reason in sorted(set(failed.values()) - PAGING):
         unusual(log, "not delivered", [key for key in failed if failed[key] is reason], participant=name, reason=reason)
     usual = by == transaction_pb2.RESOLVED_BY_COORDINATOR
     done = [key for key in answers if key not in failed] if failed else answers
@@ -144,10 +142,6 @@ class Marks:
                 self._log.delivered({participant: keys})
             except Exception as error:  # whatever it is: recovery has it
                 log.warning("deliveries not marked", participant=participant, exception=frames(error))
-
-
-PARKING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
-"""Answers to Commit that no repeat can change (design §2, marked ‡)."""
 
 
 class Confirmer:

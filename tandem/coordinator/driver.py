@@ -86,7 +86,7 @@ class Coordinator:
         self.metrics = CoordinatorMetrics(registry or CollectorRegistry())
         self.log = DecisionLog(log_engine or engine, self.times)
         bound_waits(self.log.engine)  # the block's own Engine is looked at with the block
-        self.participants = Participants(participants)
+        self.participants = Participants(participants, calls=self.metrics.calls)
         self._marks = Marks(self.log, self.metrics)
         self._delivery = Delivery(self.log, self.participants, self.metrics, self._marks)
         self._confirmer = Confirmer(self._delivery, self.metrics)

@@ -1,8 +1,14 @@
-"""What the initiator's half counts. Nothing here has an id in a label."""
+"""What the initiator's half counts. Nothing here has an id in a label.
+
+A counter is its process's own: over replicas they are added up. What the decision log knows is in `gauges.py`.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from tandem.runtime.errors import PAGING
+from tandem.runtime.rpc_metrics import ClientCalls
 
 
 class CoordinatorMetrics:
@@ -23,6 +29,8 @@ class CoordinatorMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in PAGING:  # there with 0 from the start: the first one is an increase, too
+            self.contradictions.labels(reason.value)
         self.ended = Counter(
             "tandem_local_transactions_ended",
             "Local transactions that the block's own SQL ended: own rows may be durable without a decision (R1).",
@@ -34,7 +42,8 @@ class CoordinatorMetrics:
         )
         self.recovery_last_success = Gauge(
             "tandem_recovery_last_success_timestamp_seconds",
-            "When recovery last ran to its end, in s since 1970; 0 before the first time.",
+            "When recovery last ran to its end, in s since 1970; 0 before the first time; absent where none runs.",
+            ["coordinator"],
             registry=registry,
         )
         self.purged = Counter("tandem_purged", "Finished transactions that were forgotten (R14).", registry=registry)
@@ -48,3 +57,4 @@ class CoordinatorMetrics:
             "Confirms left to recovery, the queue being full (R12).",
             registry=registry,
         )
+        self.calls = ClientCalls(registry)

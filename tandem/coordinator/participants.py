@@ -26,6 +26,7 @@ from tandem.runtime.channel import MAX_MESSAGE_BYTES, open_channel
 from tandem.runtime.coalescer import Coalescer
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.rpc_metrics import ClientCalls
 from tandem.runtime.status import CODES, from_rpc_error, from_status
 from tandem.runtime.tracing import outgoing
 from tandem.runtime.wire import key_to
@@ -80,6 +81,10 @@ class _Method(Generic[T, A]):
     failed: Callable[[TandemError], A]
     error_of: Callable[[A], TandemError | None]
 
+    def called(self, count: int) -> str:
+        """The method by which so many are asked."""
+        return self.one if count == 1 else self.many
+
 
 Ended = TandemError | None
 
@@ -115,18 +120,18 @@ _COMMIT: _Method[pb.CommitRequest, Ended] = _ending("Commit", lambda some: pb.Ba
 _ABORT: _Method[pb.AbortRequest, Ended] = _ending("Abort", lambda some: pb.BatchAbortRequest(requests=some))
 
 
+SERVICE = "tandem.v1.ParticipantService"
 REPEATED_HERE = tuple(
-    f"tandem.v1.ParticipantService/{name}"
-    for method in (_PREPARE, _COMMIT, _ABORT)
-    for name in (method.one, method.many)
+    f"{SERVICE}/{name}" for method in (_PREPARE, _COMMIT, _ABORT) for name in (method.one, method.many)
 )
 """Repeats are ours: a channel's own would keep others waiting that go in the same message."""
 
 
 class Participants:
-    """The participants that a coordinator knows: name → gRPC target."""
+    """The participants that a coordinator knows: name → gRPC target. calls: where what is asked of them is counted."""
 
-    def __init__(self, targets: Mapping[str, str]) -> None:
+    def __init__(self, targets: Mapping[str, str], *, calls: ClientCalls | None = None) -> None:
+        self._calls = calls
         self.names = frozenset(targets)
         self._channels = {name: open_channel(target, once=REPEATED_HERE) for name, target in targets.items()}
         self._stubs = {
@@ -237,7 +242,7 @@ class Participants:
             call = partial(
                 self._call(method, name, len(chunk)), timeout=timeout_s, wait_for_ready=True, metadata=outgoing()
             )
-            yield name, chunk, _answers(partial(call, _message(method, requests[name], chunk)), len(chunk), method)
+            yield name, chunk, self._answers(partial(call, _message(method, requests[name], chunk)), len(chunk), method)
             return
         sent = [
             (
@@ -251,14 +256,20 @@ class Participants:
         ]
         try:
             for name, chunk, future in sent:
-                yield name, chunk, _answers(future.result, len(chunk), method)
+                yield name, chunk, self._answers(future.result, len(chunk), method)
         except BaseException:
             for _, _, future in sent:
                 future.cancel()
             raise
 
     def _call(self, method: _Method[T, A], name: str, count: int) -> Any:
-        return getattr(self._stubs[name], method.one if count == 1 else method.many)
+        return getattr(self._stubs[name], method.called(count))
+
+    def _answers(self, call: Callable[[], Any], count: int, method: _Method[T, A]) -> list[A]:
+        answers, code = _answers(call, count, method)
+        if self._calls is not None:
+            self._calls.handled(f"{SERVICE}/{method.called(count)}", code.name)
+        return answers
 
 
 def _repeated(method: _Method[T, A], ask: Coalescer[T, A], request: T, until: float) -> A:
@@ -299,21 +310,25 @@ def _message(method: _Method[T, A], requests: Sequence[T], chunk: Sequence[int])
     return requests[chunk[0]] if len(chunk) == 1 else method.wrap([requests[i] for i in chunk])
 
 
-def _answers(call: Callable[[], Any], count: int, method: _Method[T, A]) -> list[A]:
+def _answers(call: Callable[[], Any], count: int, method: _Method[T, A]) -> tuple[list[A], grpc.StatusCode]:
+    """An answer each, and the status code of the call."""
     try:
         response = call()
     except grpc.FutureCancelledError:
-        return [method.failed(TandemError("the call was cancelled", reason=Reason.UNAVAILABLE))] * count
+        cancelled = TandemError("the call was cancelled", reason=Reason.UNAVAILABLE)
+        return [method.failed(cancelled)] * count, grpc.StatusCode.CANCELLED
     except grpc.RpcError as error:
-        return [method.failed(from_rpc_error(error))] * count
+        return [method.failed(from_rpc_error(error))] * count, error.code()
     except ValueError:  # gRPC's way to say that the channel is closed
-        return [method.failed(TandemError("this process is stopping", reason=Reason.DEADLINE_PASSED))] * count
+        stopping = TandemError("this process is stopping", reason=Reason.DEADLINE_PASSED)
+        return [method.failed(stopping)] * count, grpc.StatusCode.CANCELLED
     answers = [method.read_one(response)] if count == 1 else method.read_many(response)
     for answer in answers if count > 1 else ():
         _of_its_own(method.error_of(answer))
     if len(answers) != count:
-        return [method.failed(TandemError("the participant answered another number of requests"))] * count
-    return answers
+        wrong = TandemError("the participant answered another number of requests")
+        return [method.failed(wrong)] * count, grpc.StatusCode.OK
+    return answers, grpc.StatusCode.OK
 
 
 def _of_its_own(error: TandemError | None) -> None:

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Row
 
-from tandem.coordinator.delivery import PARKING, Delivery
+from tandem.coordinator.delivery import Delivery
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.tables import decision as d
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.claims import Peers, claim
-from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.errors import PAGING, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import debugging, frames, logger, step
@@ -52,6 +52,7 @@ class Recovery:
         self._names = coordinator.participants.names
         self._delivery = Delivery(coordinator.log, coordinator.participants, coordinator.metrics)
         self._metrics = coordinator.metrics
+        self._last_success = coordinator.metrics.recovery_last_success.labels(coordinator.name)
         self._batch = batch
         self._clock = clock
         self._peers = Peers()
@@ -64,7 +65,7 @@ class Recovery:
         made += self._deliver([(row, (peer,)) for peer in probes for row in self._claim([peer], limit=1, probe=True)])
         if set(probes) - set(self._peers.failing()):
             made += self._run_healthy()
-        self._metrics.recovery_last_success.set(self._clock())
+        self._last_success.set(self._clock())
         return made
 
     def _run_healthy(self) -> int:
@@ -133,5 +134,5 @@ class Recovery:
         return made
 
 
-_ROWS_OWN = PARKING | {Reason.IN_PROGRESS, Reason.PUBLISHED_NOT_STAGED, Reason.TRANSACTION_AHEAD}
+_ROWS_OWN = PAGING | {Reason.IN_PROGRESS, Reason.TRANSACTION_AHEAD}
 """Answers about one transaction: the participant itself is well, and its other rows need not wait (R11)."""

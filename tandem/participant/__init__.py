@@ -4,7 +4,8 @@ A service writes a `Resource`, wraps it in a `Participant`, serves it by `Partic
 Nothing here knows what the writes are. How it is used: `help(tandem)`.
 """
 
-from tandem.participant.metrics import ParticipantMetrics, PreparedCollector
+from tandem.participant.gauges import ParticipantGauges
+from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
@@ -19,9 +20,9 @@ __all__ = [
     "Accepted",
     "HeldBy",
     "Participant",
+    "ParticipantGauges",
     "ParticipantMetrics",
     "ParticipantServicer",
-    "PreparedCollector",
     "Refused",
     "Resolver",
     "Resource",

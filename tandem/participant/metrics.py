@@ -1,22 +1,21 @@
-"""What a participant counts. Nothing here has an id or a name of a person in a label."""
+"""What a participant counts. Nothing here has an id or a name of a person in a label.
+
+A counter is its process's own: over replicas they are added up. What the database knows is in `gauges.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import sqlalchemy as sa
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-from sqlalchemy.engine import Engine
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tandem.participant.tables import prepared_transaction as t
-from tandem.runtime.batches import DATABASE_ERRORS
-from tandem.runtime.database import ASIDE
-from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.telemetry import frames, logger
+from tandem.runtime.errors import PAGING
 
-log = logger("tandem.participant.metrics")
+IN_DOUBT_S = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    *(60, 120, 300, 600, 1_800, 3_600, 14_400, 86_400),
+)
+"""From a local commit to a day: below are those that nothing happened to, above those that a person had to end."""
 
 
 class ParticipantMetrics:
@@ -27,10 +26,25 @@ class ParticipantMetrics:
         self.outcomes = Counter(
             "tandem_outcomes", "Outcomes applied, by outcome and who brought it.", ["outcome", "via"], registry=registry
         )
+        self.in_doubt = Histogram(
+            "tandem_in_doubt_seconds",
+            "From prepared to ended by the database's clock, in s, by outcome and who brought it.",
+            ["outcome", "via"],
+            buckets=IN_DOUBT_S,
+            registry=registry,
+        )
         self.contradictions = Counter(
             "tandem_contradictions",
             "Two sides that can't both be right (R5). Any is a page.",
             ["reason"],
+            registry=registry,
+        )
+        for reason in PAGING:  # there with 0 from the start: the first one is an increase, too
+            self.contradictions.labels(reason.value)
+        self.resolve_failures = Counter(
+            "tandem_resolve_failures",
+            "Questions to a coordinator that it did not answer, by reason, whoever asked.",
+            ["coordinator", "reason"],
             registry=registry,
         )
         self.sweep_last_success = Gauge(
@@ -44,40 +58,11 @@ class ParticipantMetrics:
         )
         self.purged = Counter("tandem_purged", "Finished transactions that were forgotten (R14).", registry=registry)
 
-
-class PreparedCollector(Collector):
-    """Two gauges read from the database when they are asked for: right after a restart and over all replicas.
-
-    The age is read by the database's clock and given as a timestamp (R13).
-    """
-
-    def __init__(self, engine: Engine, coordinators: Iterable[str]) -> None:
-        self._engine = engine
-        self._coordinators = tuple(coordinators)
-
-    def collect(self) -> Iterable[Metric]:
-        """The gauges; none of them where the database can't be asked, so that an alert can see the absence."""
-        prepared = GaugeMetricFamily(
-            "tandem_prepared_transactions", "Transactions prepared and not resolved.", labels=["coordinator"]
-        )
-        oldest = GaugeMetricFamily(
-            "tandem_oldest_prepared_timestamp_seconds",
-            "When the oldest prepared transaction was prepared, in s since 1970; the present time where there is none.",
-        )
-        statement = (
-            sa.select(t.c.coordinator, sa.func.count().label("n"), sa.func.min(t.c.prepared_at).label("oldest"))
-            .where(~t.c.confirmed, t.c.state == "prepared")
-            .group_by(t.c.coordinator)
-        )
-        try:
-            with local_transaction(self._engine, ASIDE) as connection:
-                rows = connection.execute(statement).all()
-                now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        except DATABASE_ERRORS as error:
-            log.warning("gauges not read", exception=frames(error))
-            return []
-        counts = dict.fromkeys(self._coordinators, 0) | {row.coordinator: row.n for row in rows}
-        for coordinator, count in sorted(counts.items()):
-            prepared.add_metric([coordinator], count)
-        oldest.add_metric([], min((row.oldest for row in rows), default=now).timestamp())
-        return [prepared, oldest]
+    def ended(self, outcome: str, via: str, in_doubt_s: Iterable[float]) -> None:
+        """Transactions that were ended, by the seconds that each was prepared; after the local commit only."""
+        observe = self.in_doubt.labels(outcome, via).observe
+        count = 0
+        for seconds in in_doubt_s:
+            observe(max(0.0, seconds))  # the clock may have been set back
+            count += 1
+        self.outcomes.labels(outcome, via).inc(count)

@@ -58,7 +58,7 @@ def force(
             if changed is None:
                 raise _ended(rows.read(connection, [key]), key)
             staged = changed
-            found = participant.apply(connection, {key: staged}, outcome)[key]
+            found = participant.apply(connection, [key], outcome)[key]
             what = f"{found} rows" if found == staged else f"{found} of {staged} rows"
             record(connection, participant_action, operator, "force", key, f"{outcome.value}, {what}")
             if dry_run:

@@ -22,7 +22,7 @@ from tandem.participant.transaction import Act, ResolvedBy, State, Verdict, on_a
 from tandem.runtime.batches import redo
 from tandem.runtime.database import Limits
 from tandem.runtime.digest import differing, transaction_digest, write_digests
-from tandem.runtime.errors import CONTRADICTIONS, InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.errors import PAGING, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.local_transaction import local_transaction
@@ -264,7 +264,7 @@ class Participant:
         done = dict(zip(rest, ended, strict=True))
         answers = [wrong[key] if key in wrong else done[key] for key in keys]
         for key, answer in zip(keys, answers, strict=True):
-            if answer is not None and answer.reason in _LOUD:
+            if answer is not None and answer.reason in PAGING:
                 self._page(key, answer.reason, by)
         return answers
 
@@ -278,16 +278,16 @@ class Participant:
             if changed:
                 failpoint("participant.before_publish")
                 for key, found in self.apply(connection, changed, State.COMMITTED).items():
-                    if found != changed[key]:
+                    if found != changed[key].staged:
                         raise TandemError(
-                            f"staged {changed[key]} rows, found {found}",
+                            f"staged {changed[key].staged} rows, found {found}",
                             reason=Reason.PUBLISHED_NOT_STAGED,
                             transaction_id=key.transaction_id,
                         )
         self._tell(State.COMMITTED, changed, by)
         failpoint("participant.after_commit")
         if changed:
-            self.metrics.outcomes.labels(State.COMMITTED.value, by.value).inc(len(changed))
+            self.metrics.ended(State.COMMITTED.value, by.value, (ended.in_doubt_s for ended in changed.values()))
         return [
             None if key in changed else self._ended(key, on_commit(read.held.get(key), self._age(key, read)))
             for key in keys
@@ -305,11 +305,11 @@ class Participant:
             if changed:
                 found = self.apply(connection, changed, State.ABORTED)
         self._tell(State.ABORTED, changed, by)
-        for key in (key for key, count in found.items() if count != changed[key]):
+        for key in (key for key, count in found.items() if count != changed[key].staged):
             # What was to go is gone, and to hold on to the rest would help nobody; but somebody has been at the data.
             self._page(key, Reason.PUBLISHED_NOT_STAGED, by)
         if changed:
-            self.metrics.outcomes.labels(State.ABORTED.value, by.value).inc(len(changed))
+            self.metrics.ended(State.ABORTED.value, by.value, (ended.in_doubt_s for ended in changed.values()))
         return [
             None
             if key in changed or key in buried
@@ -318,7 +318,7 @@ class Participant:
         ]
 
     def apply(
-        self, connection: Connection, changed: Mapping[TransactionKey, int], outcome: State
+        self, connection: Connection, changed: Collection[TransactionKey], outcome: State
     ) -> dict[TransactionKey, int]:
         """Publishes or discards the rows of transactions whose own rows were changed in this local transaction (R7).
 
@@ -356,9 +356,6 @@ class Participant:
     def _age(self, key: TransactionKey, read: rows.Read) -> Age:
         return age(key.transaction_id, now_ms=read.now_ms, retention_ms=self.times.retention_ms)
 
-
-_LOUD = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
-"""Answers to Commit or Abort that page (R5: all that the table marks ‡; R7)."""
 
 _USUAL = frozenset({ResolvedBy.COORDINATOR, ResolvedBy.READER})
 """Who brings outcomes where nothing has gone wrong: a reader, too, where the initiator confirms in the background."""

@@ -121,6 +121,9 @@ class Resolver:
         self._stubs = {
             name: coordinator_pb2_grpc.CoordinatorServiceStub(channel) for name, channel in self._channels.items()
         }
+        for name in coordinators:
+            for reason in (Reason.UNAVAILABLE, Reason.DEADLINE_PASSED):  # there with 0 from the start
+                participant.metrics.resolve_failures.labels(name, reason.value)
 
     def _asked(self, coordinator: str, batch: Sequence[InDoubt], *, fence: bool, timeout_s: float) -> _Asked:
         """Sends the questions."""
@@ -159,13 +162,19 @@ class Resolver:
                 yield coordinator, batch, error
         for one in _as_they_come(asked):
             try:
-                yield one.coordinator, one.batch, self._apply(one.batch, one.answers(), by)
+                yield one.coordinator, one.batch, self._apply(one, by)
             except TandemError as error:
                 yield one.coordinator, one.batch, error
 
-    def _apply(self, batch: Sequence[InDoubt], answers: Sequence[Outcome | TandemError], by: ResolvedBy) -> Settled:
+    def _apply(self, asked: _Asked, by: ResolvedBy) -> Settled:
+        """Waits for the answers and applies them. Raises TandemError if there are none."""
+        try:
+            answers = asked.answers()
+        except TandemError as error:
+            self._participant.metrics.resolve_failures.labels(asked.coordinator, error.reason.value).inc()
+            raise
         failpoint(f"{by.value}.after_resolve")
-        settled = {item.key: answer for item, answer in zip(batch, answers, strict=True)}
+        settled = {item.key: answer for item, answer in zip(asked.batch, answers, strict=True)}
         for outcome, apply in (
             (Outcome.COMMITTED, self._participant.commit),
             (Outcome.ABORTED, self._participant.abort),
@@ -214,7 +223,7 @@ class Resolver:
                         outcomes |= {item.key: error for item in some}
             for one in _as_they_come(started):
                 try:
-                    outcomes |= self._apply(one.batch, one.answers(), by)
+                    outcomes |= self._apply(one, by)
                 except TandemError as error:
                     outcomes |= {item.key: error for item in one.batch}
         return outcomes

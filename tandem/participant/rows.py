@@ -42,6 +42,14 @@ class Read:
     now_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a transaction was until now. staged: rows; in_doubt_s: seconds prepared, by the database's clock (R13)."""
+
+    staged: int
+    in_doubt_s: float
+
+
 def insert(connection: Connection, new: Sequence[New], *, retention_ms: int) -> set[TransactionKey]:
     """Writes the rows of those whose id is neither expired nor ahead and that aren't there yet; returns these."""
     asked = [
@@ -68,10 +76,10 @@ def bury(
 
 def resolve(
     connection: Connection, keys: Sequence[TransactionKey], state: State, by: ResolvedBy
-) -> dict[TransactionKey, int]:
-    """Ends the prepared ones; how many rows each of these had staged."""
+) -> dict[TransactionKey, Ended]:
+    """Ends the prepared ones; what each of these was."""
     rows = _resolve()(connection, {**key_arrays("keys", keys), "to": state.value, "by": by.value})
-    return {TransactionKey(row.coordinator, row.transaction_id): row.staged for row in rows}
+    return {TransactionKey(row.coordinator, row.transaction_id): Ended(row.staged, row.in_doubt_s) for row in rows}
 
 
 def confirm(connection: Connection, keys: Sequence[TransactionKey], state: State) -> None:
@@ -116,6 +124,7 @@ def met(connection: Connection, keys: Sequence[TransactionKey]) -> list[sa.Row[A
 # --- the statements ---------------------------------------------------------------------------------------------------
 
 _keys = records("keys", KEY_COLUMNS)
+_AGE_S = sa.extract("epoch", sa.func.now() - t.c.prepared_at)
 _BURIED = {**KEY_COLUMNS, "id_ms": sa.BigInteger()}
 _NEW = {**_BURIED, "log_id": sa.UUID(), "digests": sa.Text(), "staged": sa.Integer(), "ttl_s": sa.Double()}
 
@@ -186,9 +195,9 @@ def _resolve() -> Statement:
             next_attempt_at=None,
             last_error=None,
         )
-        .returning(t.c.coordinator, t.c.transaction_id, t.c.staged)
+        .returning(t.c.coordinator, t.c.transaction_id, t.c.staged, sa.cast(_AGE_S, sa.Double))
     )
-    return Statement(ended, *KEY_COLUMNS, "staged")
+    return Statement(ended, *KEY_COLUMNS, "staged", "in_doubt_s")
 
 
 @cache
@@ -236,8 +245,7 @@ def _read() -> sa.Executable:
 
 @cache
 def _met() -> sa.Executable:
-    age_s = sa.extract("epoch", sa.func.now() - t.c.prepared_at)
-    return sa.select(t, age_s.label("age_s")).join(_keys, sa.and_(*_same(_keys)))
+    return sa.select(t, _AGE_S.label("age_s")).join(_keys, sa.and_(*_same(_keys)))
 
 
 def _same(keys: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:

@@ -69,6 +69,9 @@ class Reason(StrEnum):
 CONTRADICTIONS = frozenset({Reason.TRANSACTION_UNKNOWN, Reason.ALREADY_COMMITTED, Reason.ALREADY_ABORTED})
 """Reasons that two sides can't both be right about (R5): counted, paged, and the delivery is parked."""
 
+PAGING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
+"""Answers to Commit or Abort that no repeat can change (design §2, all that the table marks ‡; R7): the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:

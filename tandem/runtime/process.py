@@ -7,8 +7,16 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Gauge,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from sqlalchemy.engine import Engine
 
 from tandem.runtime.config import ProcessSettings
@@ -88,10 +96,28 @@ def open_engine(url: str, name: str, stack: ExitStack, *, pool_size: int) -> Eng
     return made
 
 
-def metrics_page(listen: str, registry: CollectorRegistry, stack: ExitStack, *, ready: Callable[[], bool]) -> str:
+def build_info(service: str, registry: CollectorRegistry) -> None:
+    """Which version of which service this is, as a metric of 1."""
+    gauge = Gauge("tandem_build_info", "1, by version and service.", ["version", "service"], registry=registry)
+    gauge.labels(_version(), service).set(1)
+
+
+def _version() -> str:
+    try:
+        return version("tandem")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def metrics_page(
+    listen: str, registry: CollectorRegistry, stack: ExitStack, *, service: str, ready: Callable[[], bool]
+) -> str:
     """Starts the page of metrics and health, which the stack stops; its host:port, or "" where `listen` is empty."""
     if not listen:
         return ""
+    # A second series for each counter, which Prometheus has no use for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    build_info(service, registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     host, _, port = listen.rpartition(":")

@@ -17,11 +17,13 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
 
 from tandem.runtime.channel import MAX_MESSAGE_BYTES
 from tandem.runtime.database import explained
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
-from tandem.runtime.status import to_status
+from tandem.runtime.rpc_metrics import ServerCalls
+from tandem.runtime.status import code_of, to_status
 from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.tracing import served
 from tandem.runtime.validation import validate
@@ -75,6 +77,7 @@ class Server:
 
     address: host:port to listen on; port 0 takes a free one (see `port`).
     workers, queue: calls that run and calls that wait at the same time; a further one is RESOURCE_EXHAUSTED.
+    registry: where its calls are counted (`rpc_metrics`); one server a registry. None: they are not.
     reserved: workers set aside for methods named in full ("/tandem.v1.CoordinatorService/Resolve"), which share them
         and which no other call can starve.
     """
@@ -87,7 +90,9 @@ class Server:
         queue: int = 256,
         reserved: Mapping[tuple[str, ...], int] | None = None,
         with_reflection: bool = True,
+        registry: CollectorRegistry | None = None,
     ) -> None:
+        self._calls = ServerCalls(registry or CollectorRegistry())
         self._pool = Pool(workers, queue=queue, name="rpc")
         self._reserved: dict[str, Pool] = {}
         for methods, count in (reserved or {}).items():
@@ -98,7 +103,7 @@ class Server:
         self._turned_away = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rpc-turned-away")
         self._server = grpc.server(
             self._pool,
-            interceptors=[_Guard(self._pool, self._reserved, self._turned_away)],
+            interceptors=[_Guard(self._pool, self._reserved, self._turned_away, self._calls)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", REFUSED_BYTES),
@@ -139,6 +144,8 @@ class Server:
         """Adds a service: its descriptor (from the `_pb2` module), its servicer, its `add_…_to_server`."""
         register(servicer, self._server)
         self._names.append(service.full_name)
+        for method in service.methods:
+            self._calls.of(f"/{service.full_name}/{method.name}")
 
     def start(self) -> None:
         """Begins to serve, and says so through health."""
@@ -184,9 +191,12 @@ class Server:
 
 
 class _Guard(grpc.ServerInterceptor):
-    """Wraps every unary method of ours: bounded, parsed here, validated, given a deadline, its errors translated."""
+    """Wraps every unary method of ours: bounded, parsed, validated, counted, its errors translated."""
 
-    def __init__(self, pool: Pool, reserved: Mapping[str, Pool], turned_away: futures.ThreadPoolExecutor) -> None:
+    def __init__(
+        self, pool: Pool, reserved: Mapping[str, Pool], turned_away: futures.ThreadPoolExecutor, calls: ServerCalls
+    ) -> None:
+        self._calls = calls
         self._pool = pool
         self._reserved = reserved
         self._turned_away = turned_away
@@ -200,16 +210,21 @@ class _Guard(grpc.ServerInterceptor):
             return handler
         pool = self._reserved.get(method, self._pool)
         if pool.full:
-            return self._turn_away(handler)
+            return self._turn_away(method, handler)
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = _on(pool, handler) if method == CHECK else self._wrap(method, handler)
             self._wrapped[method] = wrapped
         return wrapped
 
-    def _turn_away(self, handler: Any) -> Any:
+    def _turn_away(self, method: str, handler: Any) -> Any:
+        counted = self._calls.of(method)
+
         def refuse(_: bytes, context: grpc.ServicerContext) -> None:
-            _abort(context, TandemError("too many calls at once", reason=Reason.OVERLOADED, retry_after_s=1))
+            error = TandemError("too many calls at once", reason=Reason.OVERLOADED, retry_after_s=1)
+            counted.started.inc()
+            counted.handled(code_of(error).name, 0.0)
+            _abort(context, error)
 
         refuse.experimental_thread_pool = self._turned_away  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(refuse, None, handler.response_serializer)
@@ -217,20 +232,27 @@ class _Guard(grpc.ServerInterceptor):
     def _wrap(self, method: str, handler: Any) -> Any:
         parse: Callable[[bytes], Message] = handler.request_deserializer
         behavior = served(method, handler.unary_unary)
+        counted = self._calls.of(method)
 
         def call(raw: bytes, context: grpc.ServicerContext) -> Any:
             started = time.monotonic()
+            counted.started.inc()
             try:
                 if len(raw) > MAX_MESSAGE_BYTES:
                     raise _too_large(len(raw))
                 request = _parsed(parse, raw)
                 validate(request)
-                return behavior(request, context)
+                response = behavior(request, context)
             except Exception as caught:
                 error = explained(caught)
                 if error.reason is Reason.INTERNAL:
                     error = _internal(method, caught)
-            log.debug("refused", method=method, reason=error.reason.value, ms=int(1e3 * (time.monotonic() - started)))
+            else:
+                counted.handled("OK", time.monotonic() - started)
+                return response
+            took_s = time.monotonic() - started
+            counted.handled(code_of(error).name, took_s)
+            log.debug("refused", method=method, reason=error.reason.value, ms=int(1e3 * took_s))
             return _abort(context, error)
 
         pool = self._reserved.get(method)

@@ -59,10 +59,14 @@ def ok() -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.OK)
 
 
+def code_of(error: TandemError) -> grpc.StatusCode:
+    """The status code that the error travels under."""
+    return CODES.get(error.reason, grpc.StatusCode.INTERNAL)
+
+
 def to_status(error: TandemError) -> status_pb2.Status:
     """The whole error as google.rpc.Status, with ErrorInfo and, where they help, BadRequest and RetryInfo."""
-    code = CODES.get(error.reason, grpc.StatusCode.INTERNAL)
-    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status = status_pb2.Status(code=code_of(error).value[0], message=error.message)
     metadata = dict(error.metadata)
     if error.transaction_id is not None:
         metadata["transaction_id"] = str(error.transaction_id)

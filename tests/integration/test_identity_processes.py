@@ -144,7 +144,7 @@ def test_coordinator_process(house: Home) -> None:
         assert resolved(app.address, house, request.request_id) == coordinator_pb2.ResolveResult.OUTCOME_COMMITTED
         eventually(lambda: house.person_state(user.person_id) == "active")
         with urllib.request.urlopen(f"http://{app.metrics_address}/metrics", timeout=5) as page:
-            assert b"tandem_recovery_last_success_timestamp_seconds 1." in page.read()
+            assert b'tandem_recovery_last_success_timestamp_seconds{coordinator="identity"} 1.' in page.read()
 
 
 def test_processes_start_and_drain(house: Home) -> None:

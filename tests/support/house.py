@@ -179,14 +179,14 @@ def built(
     resolving_engine = create_engine(url, pool_size=8)
     COORDINATOR_MIGRATIONS.upgrade(engine)
     own.metadata.create_all(engine)
-    server = Server("127.0.0.1:0", reserved=RESERVED)
+    registry = CollectorRegistry()
+    server = Server("127.0.0.1:0", reserved=RESERVED, registry=registry)
     members: dict[str, Member] = {}
     for name in names:
         members[name] = member(name, url_of(name), {COORDINATOR: f"127.0.0.1:{server.port}"}, times)
         closing.append(members[name].resolver.close)
         closing.append(members[name].engine.dispose)
         closing.append(lambda s=members[name].server: s.drain(0))
-    registry = CollectorRegistry()
     coordinator = Coordinator(
         engine,
         name=COORDINATOR,
@@ -218,7 +218,7 @@ def member(name: str, url: str, coordinators: dict[str, str], times: Times) -> M
         engine, name=name, resource=Ledger(), coordinators=coordinators, times=times, metrics=metrics
     )
     resolver = Resolver(participant, coordinators)
-    server = Server("127.0.0.1:0", workers=16)
+    server = Server("127.0.0.1:0", workers=16, registry=registry)
     ParticipantServicer(participant, resolver).add_to(server)
     server.start()
     return Member(name, engine, participant, resolver, Sweeper(engine, resolver, metrics), server, metrics, registry)

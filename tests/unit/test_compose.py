@@ -186,10 +186,11 @@ def test_processes_have_no_more_rights_than_they_need(name: str) -> None:
 
 def test_prometheus_scrapes_every_metrics_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its configuration is mounted where it looks for it, and names each page once."""
-    mounted = SERVICES["prometheus"]["volumes"][0].split(":")
-    assert mounted[1] == "/etc/prometheus/prometheus.yml"
-    config = yaml.safe_load((ROOT / mounted[0]).read_text())
-    assert set(config) == {"global", "scrape_configs"}
+    mounted = mounts("prometheus")
+    config = yaml.safe_load((ROOT / mounted["/etc/prometheus/prometheus.yml"]).read_text())
+    assert set(config) == {"global", "rule_files", "scrape_configs"}
+    for rules in config["rule_files"]:
+        assert (ROOT / mounted[f"/etc/prometheus/{rules}"]).is_file()
     scraped = {
         scrape["job_name"]: [target for some in scrape["static_configs"] for target in some["targets"]]
         for scrape in config["scrape_configs"]
@@ -200,6 +201,34 @@ def test_prometheus_scrapes_every_metrics_page(monkeypatch: pytest.MonkeyPatch) 
     assert scraped == {**pages, "prometheus": ["127.0.0.1:9090"]}
     interval, timeout = (config["global"][name] for name in ("scrape_interval", "scrape_timeout"))
     assert seconds(timeout) < seconds(interval)
+
+
+def mounts(name: str) -> dict[str, str]:
+    """What is mounted into a service's container from this folder: path there → path here."""
+    parts = [volume.split(":") for volume in SERVICES[name]["volumes"]]
+    return {there: here for here, there, *_ in parts if here.startswith("./")}
+
+
+def test_grafana_finds_its_dashboard_and_prometheus() -> None:
+    """What it is provisioned with is mounted where it looks; its source is the one that the dashboard asks for."""
+    mounted = mounts("grafana")
+    provisioning = ROOT / mounted["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "tandem.yml").read_text())["providers"]
+    folder = ROOT / mounted[provider["options"]["path"]]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/tandem.json"
+    dashboard = json.loads((folder / "tandem.json").read_text())
+    asked = [panel["datasource"] for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert asked == [{"type": source["type"], "uid": source["uid"]}] * len(asked)
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_what_watches_is_pinned_and_private(name: str) -> None:
+    """A version to the last number, and nothing that can be reached from another machine."""
+    assert re.search(r":v?\d+\.\d+\.\d+$", SERVICES[name]["image"])
+    assert all(entry.startswith("127.0.0.1:") for entry in SERVICES[name]["ports"])
 
 
 def test_the_image_holds_what_it_runs() -> None:
