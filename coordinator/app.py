@@ -20,6 +20,7 @@ from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.gauges import CoordinatorGauges
 from tandem.coordinator.metrics import CoordinatorMetrics
+from tandem.coordinator.participants import Participants
 from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
@@ -38,6 +39,7 @@ from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, lo
 log = logger("coordinator.app")
 
 MIGRATE = "python -m coordinator migrate"
+CONSOLE_POOL = 4
 
 
 class App:
@@ -73,6 +75,7 @@ class App:
             stack.callback(self._server.drain, settings.drain_s)
             CoordinatorServicer(coordinator, resolving).add_to(self._server)
 
+            self.console_address = _console(settings, url, coordinator, stack)
             self._server.start()
             readiness = Readiness(url, "coordinator-ready", self._server.serving)
             stack.callback(readiness.close)
@@ -88,6 +91,8 @@ class App:
             stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)
+        if self.console_address:
+            log.info("console", address=self.console_address)
 
     @property
     def address(self) -> str:
@@ -125,7 +130,8 @@ def serve(settings: Settings) -> None:
     tracing.configure("coordinator")
     app = App(settings)
     spare_collector()
-    print(f"ready coordinator {app.address} metrics={app.metrics_address or 'none'}", flush=True)
+    console = f" console={app.console_address}" if app.console_address else ""
+    print(f"ready coordinator {app.address}{console} metrics={app.metrics_address or 'none'}", flush=True)
     run_until_signal(app.stop)
     tracing.shut_down()
 
@@ -184,6 +190,17 @@ def opened(settings: Settings) -> Iterator[DecisionLog]:
         yield DecisionLog(engine, settings.times)
 
 
+@contextmanager
+def sources(settings: Settings) -> Iterator[tuple[DecisionLog, Participants]]:
+    """The decision log and the participants, for a command that tells one transaction's story."""
+    with opened(settings) as decision_log:
+        participants = Participants(settings.participants)
+        try:
+            yield decision_log, participants
+        finally:
+            participants.close()
+
+
 def log_ids(settings: Settings) -> Sequence[Row[Any]]:
     """The log's ids (log_id, current, since), the current one first: former ones are still answered for (R17)."""
     with ExitStack() as stack:
@@ -217,6 +234,26 @@ def _coordinator(settings: Settings, engine: Engine, registry: CollectorRegistry
             "put it back until they are delivered"
         )
     return coordinator
+
+
+def _console(settings: Settings, url: str, coordinator: Coordinator, stack: ExitStack) -> str:
+    """The console where it is asked for, on connections of its own; its address, or ""."""
+    if not settings.console_listen:
+        return ""
+    try:
+        from coordinator.console.facts import Sources
+        from coordinator.console.serving import serve_console
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "jinja2", "uvicorn"):
+            raise
+        raise ConfigurationError(
+            f"the console needs {error.name}, which is not installed: pip install 'tandem[console]', or unset "
+            "COORDINATOR_CONSOLE_LISTEN"
+        ) from None
+    engine = open_engine(url, "coordinator console", stack, pool_size=CONSOLE_POOL)
+    token = settings.console_token.get_secret_value() if settings.console_token is not None else None
+    sources = Sources(settings.name, DecisionLog(engine, settings.times), coordinator.participants)
+    return serve_console(settings.console_listen, token or None, sources, stack)
 
 
 def _recovery(settings: Settings, coordinator: Coordinator) -> Recovery:

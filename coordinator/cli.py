@@ -23,7 +23,10 @@ cli = process_cli(
 )
 log_id = typer.Typer(help="The decision log's own identity.")
 cli.add_typer(log_id, name="log-id")
-cli.add_typer(transactions_cli("coordinator", lambda: app.opened(load(Settings))), name="transactions")
+cli.add_typer(
+    transactions_cli("coordinator", lambda: app.opened(load(Settings)), lambda: app.sources(load(Settings))),
+    name="transactions",
+)
 
 
 @cli.command(help="Bring the decision log to this code's revision. Can be run again, by several at once.")

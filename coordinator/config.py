@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
@@ -36,6 +36,14 @@ class Settings(ProcessSettings):
         {"profiles": "127.0.0.1:50051"},
         description="the participants, and where each is found: name=target,name=target with gRPC targets such as"
         " dns:///host:port, or a JSON object",
+    )
+    console_listen: str = Field(
+        "",
+        description="host:port of the console, pages for operators (docs/console.md); port 0 takes a free one; empty:"
+        " none. Needs the extra `console`",
+    )
+    console_token: SecretStr | None = Field(
+        None, description="what opens the console, at least 16 characters; required unless its host is loopback"
     )
     recovery_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one recovery to the next")
     recovery_batch: int = Field(500, ge=1, le=1000, description="decisions that a recovery takes up at a time")

@@ -170,7 +170,7 @@ def sources(settings: Settings) -> Iterator[Sources]:
             migrations.check(engine, command=MIGRATE)
         participants = Participants(settings.participants)
         stack.callback(participants.close)
-        yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name, settings.times)
+        yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name)
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

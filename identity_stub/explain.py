@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, Row
+from sqlalchemy.engine import Engine
 
 from identity_stub import requests, users
 from identity_stub.requests import Kind, Stored
-from identity_stub.story import Branch, Decision, Story
+from identity_stub.story import Story
+from tandem.coordinator import story
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.participants import Participants
 from tandem.runtime.database import ASIDE
-from tandem.runtime.errors import TandemError
-from tandem.runtime.identifiers import DAY_MS, TransactionKey, id_time_ms
+from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.times import Times
-from tandem.v1 import transaction_pb2
 
 ASK_S = 3.0
 """For one participant's answer."""
@@ -39,13 +36,12 @@ _METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a story is read. coordinator: the initiator's name in the participants' books. times: its settings."""
+    """Where a story is read. coordinator: the initiator's name in the participants' books."""
 
     engine: Engine
     decision_log: DecisionLog
     participants: Participants
     coordinator: str
-    times: Times
 
 
 def explain(sources: Sources, asked: str) -> list[Story]:
@@ -105,69 +101,23 @@ def _of_transaction(
     opening: str = "This transaction belongs to no request that succeeded here.",
     stored: Stored | None = None,
 ) -> Story:
-    key = TransactionKey(sources.coordinator, transaction_id)
-    now_ms = int(now.timestamp() * 1000)
-    row = sources.decision_log.get(key)
-    listed = set(row.participants) if row is not None else set()
+    told = story.gather(
+        sources.decision_log,
+        sources.participants,
+        TransactionKey(sources.coordinator, transaction_id),
+        timeout_s=ASK_S,
+    )
     return Story(
         sources.coordinator,
         now,
         opening,
         request=stored,
         transaction_id=transaction_id,
-        began_at=datetime.fromtimestamp(id_time_ms(transaction_id) / 1000, UTC),
-        expired=now_ms - id_time_ms(transaction_id) > sources.times.retention_ms - DAY_MS,
-        decision=None if row is None else _decision(row),
-        branches=[
-            _branch(sources.participants, name, key, row) for name in sorted(listed or sources.participants.names)
-        ],
+        began_at=told.began_at,
+        expired=told.expired,
+        decision=told.decision,
+        branches=told.branches,
     )
-
-
-def _decision(row: Row[Any]) -> Decision:
-    due = row.next_attempt_at if row.undelivered else None
-    return Decision(
-        row.outcome,
-        row.decided_at.astimezone(UTC),
-        row.attempts,
-        due.astimezone(UTC) if due else None,
-        row.last_error or "",
-    )
-
-
-def _branch(participants: Participants, name: str, key: TransactionKey, row: Row[Any] | None) -> Branch:
-    """What one participant holds, beside what the log says of it."""
-    log: dict[str, Any] = {"participant": name}
-    if row is not None and name in row.participants:
-        parked = row.parked.get(name, "")
-        log |= {"listed": True, "parked": parked, "acknowledged": name not in row.undelivered and not parked}
-    if name not in participants.names:
-        return Branch(**log, trouble="it is not in the configuration")
-    try:
-        held = participants.get(name, key, timeout_s=ASK_S)
-    except TandemError as error:
-        return Branch(**log, trouble=error.reason.value)
-    if held is None:
-        return Branch(**log)
-    state = transaction_pb2.TransactionState.Name(held.state).removeprefix("TRANSACTION_STATE_").lower()
-    by = transaction_pb2.ResolvedBy.Name(held.resolved_by).removeprefix("RESOLVED_BY_").lower()
-    return Branch(
-        **log,
-        state=state,
-        tombstone=not held.digest,
-        rows=held.staged,
-        confirmed=held.confirmed,
-        prepared_at=_time(held, "prepare_time"),
-        resolved_at=_time(held, "resolve_time"),
-        resolved_by="" if by == "unspecified" else by,
-        asks_at=_time(held, "next_attempt_time"),
-        parked_there=held.parked,
-    )
-
-
-def _time(held: transaction_pb2.PreparedTransaction, field: str) -> datetime | None:
-    at: datetime = getattr(held, field).ToDatetime(tzinfo=UTC)
-    return at if held.HasField(field) else None  # type: ignore[arg-type]
 
 
 def _uuid(text: str) -> UUID | None:

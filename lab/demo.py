@@ -61,7 +61,7 @@ class Kill:
 class House:
     """One PostgreSQL server with two databases, and the three processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_console: bool = False) -> None:
         self.folder = folder
         self.postgres = EmbeddedPostgres(folder / "postgres")
         ports = {module: processes.free_port() for module in ("profiles_server", "coordinator", "identity_stub")}
@@ -74,8 +74,10 @@ class House:
             {**shared, "COORDINATORS": f"identity={address['coordinator']}", "SWEEP_INTERVAL_S": "1"},
         )
         participants = f"profiles={address['profiles_server']}"
+        self.console = f"127.0.0.1:{processes.free_port()}" if with_console else ""
+        console = {"CONSOLE_LISTEN": self.console} if with_console else {}
         self.coordinator = self._service(
-            "coordinator", address["coordinator"], "COORDINATOR_", {**shared, "PARTICIPANTS": participants}
+            "coordinator", address["coordinator"], "COORDINATOR_", {**shared, **console, "PARTICIPANTS": participants}
         )
         self.identity = self._service(
             "identity_stub", address["identity_stub"], "IDENTITY_", {**shared, "PARTICIPANTS": participants}
@@ -111,7 +113,7 @@ def main(
 ) -> None:
     """Signs up 537 people and 503 companies while processes are killed with -9, and checks that nothing was split."""
     where = _folder(folder)
-    house = House(where)
+    house = House(where, with_console=keep)
     passed = False
     try:
         passed = _run(house)
@@ -264,6 +266,7 @@ def _say_what_to_try(house: House) -> None:
     console.print("\nStill running:")
     for service in house.services:
         console.print(f"  {service.module:16} {service.address}", highlight=False)
+    console.print(f"  {'the console':16} http://{house.console}   # in doubt, undelivered, each transaction's story")
     console.print(f"\nIn {processes.ROOT}, try:", highlight=False)
     for command in (
         f"IDENTITY_DATA_FOLDER={data} IDENTITY_PARTICIPANTS=profiles={house.profiles.address}"

@@ -168,13 +168,13 @@ def purge(settings: Settings) -> int:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Participant]:
-    """The participant, for an operator's command."""
+def opened(settings: Settings) -> Iterator[tuple[Participant, Resolver]]:
+    """The participant and what asks coordinators for it, for an operator's command."""
     configure_logging("profiles", level=settings.log_level, json=settings.log_json)
     with ExitStack() as stack:
         engine = _database(settings, stack)
         _check(settings, engine)
-        yield _participant(settings, engine, CollectorRegistry(), stack)[0]
+        yield _participant(settings, engine, CollectorRegistry(), stack)[:2]
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

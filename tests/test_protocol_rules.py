@@ -2026,6 +2026,9 @@ def test_list_transactions_of_a_participant(edge: Member, new_member: NewMember)
     assert listed(older_than=duration(1800)) == [[ids[0], ids[6]]]
     assert listed(older_than=duration(1800), state=transaction_pb2.TRANSACTION_STATE_PREPARED) == [[ids[6]]]
     assert listed(older_than=duration(0)) == [[*ids, elsewhere]]
+    assert listed(begun_within=duration(3_600)) == [[*ids, elsewhere]]
+    assert listed(begun_within=duration(3_000_000_000), coordinator="second") == [[elsewhere]]
+    assert listed(begun_within=duration(0)) == [[]]
     assert listed(older_than=duration(3_000_000_000)) == [[]]
     for too_long in (Duration(seconds=300_000_000_000), Duration(seconds=2**62)):
         request = pb.ParticipantServiceListTransactionsRequest(older_than=too_long)

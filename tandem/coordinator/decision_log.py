@@ -70,6 +70,7 @@ class DecisionLog:
 
     def __init__(self, engine: Engine, times: Times) -> None:
         self.engine = engine
+        self.times = times
         self._retention_ms = times.retention_ms
         self._log_id: UUID | None = None
 
@@ -301,6 +302,8 @@ class DecisionLog:
         *,
         outcome: Outcome | None = None,
         undelivered: bool = False,
+        parked: bool = False,
+        participant: str | None = None,
         older_than_s: float | None = None,
         coordinator: str | None = None,
         size: int = 0,
@@ -308,17 +311,25 @@ class DecisionLog:
     ) -> tuple[Sequence[Row[Any]], str]:
         """Rows in the order of their keys, and the next page's token.
 
-        undelivered: only those that a participant has not acknowledged, parked ones included.
+        undelivered: only those that a participant has not acknowledged, parked ones included. parked: only those with a
+        parked delivery. participant: only those that wait for this one, where undelivered or parked is asked for; else
+        those that it takes part in.
         """
         where: list[sa.ColumnElement[bool]] = []
         if outcome is not None:
             where.append(d.c.outcome == outcome.value)
-        if undelivered:
-            where.append(
-                sa.or_(
-                    d.c.undelivered != sa.literal_column("'{}'::text[]"), d.c.parked != sa.literal_column("'{}'::jsonb")
-                )
-            )
+        is_undelivered = d.c.undelivered != sa.literal_column("'{}'::text[]")
+        is_parked = d.c.parked != sa.literal_column("'{}'::jsonb")
+        if parked:
+            where.append(is_parked)
+        elif undelivered:
+            where.append(sa.or_(is_undelivered, is_parked))
+        if participant and parked:
+            where.append(d.c.parked.has_key(participant))
+        elif participant and undelivered:
+            where.append(sa.or_(_waits_for(participant), d.c.parked.has_key(participant)))
+        elif participant:
+            where.append(d.c.participants.has_key(participant))
         if older_than_s is not None:
             where.append(paging.older_than(d.c.decided_at, older_than_s))
         if coordinator:

@@ -177,6 +177,18 @@ class Participants:
             raise translated from None
         return response.transaction
 
+    def page(
+        self, name: str, request: pb.ParticipantServiceListTransactionsRequest, *, timeout_s: float
+    ) -> pb.ParticipantServiceListTransactionsResponse:
+        """A page of what one participant holds. Raises TandemError if it can't be asked."""
+        try:
+            response: pb.ParticipantServiceListTransactionsResponse = self._stubs[name].ListTransactions(
+                request, timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        return response
+
     def close(self) -> None:
         """Closes the channels."""
         for channel in self._channels.values():

@@ -1,4 +1,4 @@
-"""An operator's way out at a participant (R5): ask again, force an outcome, close a contradiction.
+"""An operator's way out at a participant (R5): ask again or now, force an outcome, close a contradiction.
 
 A forced outcome is heuristic: it may be the wrong one. It is written down with its reason, counted, and stays on the
 sweeper's list until the coordinator has answered: agreement confirms it, contradiction parks it and pages.
@@ -7,11 +7,13 @@ sweeper's list until the coordinator has answered: agreement confirms it, contra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from tandem.participant import rows
 from tandem.participant.participant import Participant
+from tandem.participant.resolver import Outcome, Resolver, in_doubt
 from tandem.participant.tables import participant_action
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy, State
@@ -23,19 +25,27 @@ from tandem.runtime.telemetry import logger
 
 log = logger("tandem.operator")
 
+ASK_S = 3.0
+"""For a coordinator that is asked now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forced:
     """What a force did, or would do.
 
     staged: how many rows were promised; found: how many were there to be published or discarded. Fewer means that
-    somebody has been at the data, and forcing is the way out.
+    somebody has been at the data, and forcing is the way out. at: when it was recorded; None for what was only tried.
     """
 
     outcome: State
     staged: int
     found: int
-    done: bool
+    at: datetime | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it was done, not only tried."""
+        return self.at is not None
 
 
 class _DryRun(Exception):
@@ -60,33 +70,67 @@ def force(
             staged = changed
             found = participant.apply(connection, [key], outcome)[key]
             what = f"{found} rows" if found == staged else f"{found} of {staged} rows"
-            record(connection, participant_action, operator, "force", key, f"{outcome.value}, {what}")
+            at = record(connection, participant_action, operator, "force", key, f"{outcome.value}, {what}")
             if dry_run:
                 raise _DryRun
     except _DryRun:
-        return Forced(outcome, staged, found, done=False)
+        return Forced(outcome, staged, found, at=None)
     participant.metrics.outcomes.labels(outcome.value, ResolvedBy.OPERATOR.value).inc()
     log.error("heuristic outcome", transaction=str(key), outcome=outcome.value, actor=operator.actor)
-    return Forced(outcome, staged, found, done=True)
+    return Forced(outcome, staged, found, at=at)
 
 
-def retry(participant: Participant, key: TransactionKey, operator: Operator) -> None:
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What came of asking now. answer: the coordinator's; None where it was not asked, since the driver may be at work.
+
+    at: when that was recorded.
+    """
+
+    answer: Outcome | TandemError | None
+    at: datetime
+
+
+def resolve(participant: Participant, resolver: Resolver, key: TransactionKey, operator: Operator) -> Resolved:
+    """Asks the coordinator now, parked or not, and applies what it answers, as the sweeper would.
+
+    Undecided is fenced only once its driver has surely given up (R3). What can't be ended now stays due: the sweeper
+    comes back to it. Raises NOT_FOUND, or INVALID_REQUEST if nothing is to be asked.
+    """
+    at = _due(participant, key, operator, "resolve")
+    after_s = participant.times.push_after_s
+    with local_transaction(participant.engine) as connection:
+        (row,) = rows.met(connection, [key])
+    if row.state == State.PREPARED.value:
+        met = resolver.meet([key], by=ResolvedBy.SWEEPER, timeout_s=ASK_S, fence_after_s=after_s)
+        return Resolved(met[key], at)
+    if row.age_s <= after_s:
+        return Resolved(None, at)
+    ((_, _, settled),) = resolver.settle({key.coordinator: [in_doubt(row)]}, by=ResolvedBy.SWEEPER, timeout_s=ASK_S)
+    return Resolved(settled if isinstance(settled, TandemError) else settled[key], at)
+
+
+def retry(participant: Participant, key: TransactionKey, operator: Operator) -> datetime:
     """Has the sweeper ask for it as soon as that may be, parked or not: not while its driver may be at work.
 
     Raises NOT_FOUND, or INVALID_REQUEST if nothing is to be asked.
     """
-    at = rows.soonest(participant.times.push_after_s)
-    _change(participant, key, operator, "retry", ~t.c.confirmed, parked=None, next_attempt_at=at)
+    return _due(participant, key, operator, "retry")
 
 
-def close(participant: Participant, key: TransactionKey, operator: Operator) -> None:
+def _due(participant: Participant, key: TransactionKey, operator: Operator, action: str) -> datetime:
+    soonest = rows.soonest(participant.times.push_after_s)
+    return _change(participant, key, operator, action, ~t.c.confirmed, parked=None, next_attempt_at=soonest)
+
+
+def close(participant: Participant, key: TransactionKey, operator: Operator) -> datetime:
     """Ends the asking for a decision: the contradiction was put right by hand, or the coordinator will never answer.
 
     The outcome stays what it is. Raises NOT_FOUND, or INVALID_REQUEST for what is confirmed, or still prepared: force
     it first.
     """
     forced = sa.and_(t.c.state != State.PREPARED.value, ~t.c.confirmed)
-    _change(participant, key, operator, "close", forced, parked=None, confirmed=True, next_attempt_at=None)
+    return _change(participant, key, operator, "close", forced, parked=None, confirmed=True, next_attempt_at=None)
 
 
 def _change(
@@ -96,7 +140,7 @@ def _change(
     action: str,
     where: sa.ColumnElement[bool],
     **values: object,
-) -> None:
+) -> datetime:
     with local_transaction(participant.engine) as connection:
         changed = connection.execute(
             sa.update(t)
@@ -106,8 +150,9 @@ def _change(
         ).one_or_none()
         if changed is None:
             raise _ended(rows.read(connection, [key]), key)
-        record(connection, participant_action, operator, action, key, changed.state)
+        at = record(connection, participant_action, operator, action, key, changed.state)
     log.warning("done by hand", action=action, transaction=str(key), actor=operator.actor)
+    return at
 
 
 def _ended(read: rows.Read, key: TransactionKey) -> TandemError:

@@ -182,6 +182,9 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             state=_STATES_BACK.get(request.state),
             unconfirmed=request.unconfirmed,
             older_than_s=request.older_than.ToTimedelta().total_seconds() if request.HasField("older_than") else None,
+            begun_within_s=(
+                request.begun_within.ToTimedelta().total_seconds() if request.HasField("begun_within") else None
+            ),
             coordinator=request.coordinator,
             size=request.page_size,
             token=request.page_token,

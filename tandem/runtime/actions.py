@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
+from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.local_transaction import local_transaction
+from tandem.runtime.telling import Action
 
 MAX_REASON = 500
+MAX_SHOWN = 100
+"""Actions that are shown of one transaction: the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,11 @@ def action_table(name: str, schema: str) -> sa.Table:
 
 def record(
     connection: Connection, table: sa.Table, operator: Operator, action: str, key: TransactionKey | None, detail: str
-) -> None:
-    """Writes down one deed, in the local transaction that does it."""
-    connection.execute(
-        sa.insert(table).values(
+) -> datetime:
+    """Writes down one deed, in the local transaction that does it; when that is, by the database's clock."""
+    statement = (
+        sa.insert(table)
+        .values(
             actor=operator.actor,
             action=action,
             coordinator=key and key.coordinator,
@@ -60,4 +67,20 @@ def record(
             detail=detail,
             reason=operator.reason,
         )
+        .returning(table.c.at)
     )
+    at: datetime = connection.execute(statement).scalar_one()
+    return at.astimezone(UTC)
+
+
+def of(engine: Engine, table: sa.Table, key: TransactionKey) -> list[Action]:
+    """What was done by hand about one transaction, the oldest first; MAX_SHOWN at most."""
+    statement = (
+        sa.select(table)
+        .where(table.c.coordinator == key.coordinator, table.c.transaction_id == key.transaction_id)
+        .order_by(table.c.action_id.desc())
+        .limit(MAX_SHOWN)
+    )
+    with local_transaction(engine, ASIDE) as connection:
+        rows = connection.execute(statement).all()
+    return [Action(row.at.astimezone(UTC), row.actor, row.action, row.detail, row.reason) for row in reversed(rows)]

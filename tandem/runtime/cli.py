@@ -6,34 +6,107 @@ Needs the extra `processes` (typer, rich).
 from __future__ import annotations
 
 import getpass
+import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tandem.runtime.actions import Operator
-from tandem.runtime.config import ProcessSettings, described
+from tandem.runtime.config import NAME_PATTERN, ProcessSettings, described
 from tandem.runtime.database import explained
 from tandem.runtime.errors import InvalidRequest, Reason, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.telemetry import frames
+from tandem.runtime.telling import at
 
 Key = Annotated[str, typer.Argument(metavar="COORDINATOR/TRANSACTION_ID", help="the transaction")]
 Why = Annotated[str, typer.Option("--reason", help="why: it is kept")]
 Actor = Annotated[str, typer.Option(help="who: it is kept; not given: your login name")]
+Participant = Annotated[str, typer.Option(help="only those of this participant")]
+OfCoordinator = Annotated[str, typer.Option("--coordinator", help="only those of this coordinator")]
+OlderThan = Annotated[str, typer.Option(metavar="AGE", help="only those older than this: 90s, 5m, 2h, 3d")]
+PageSize = Annotated[int, typer.Option("--limit", min=1, max=1000, help="rows a page")]
+PageToken = Annotated[str, typer.Option("--page", metavar="TOKEN", help="the page that the one before has named")]
+AsJson = Annotated[bool, typer.Option("--json", help="as JSON, with all that is known")]
+
+WIDE = 250
+"""Columns of a table that goes to a file or a pipe: it has room; a terminal says how much it has."""
+
+_AGE = re.compile(r"(\d{1,9})(s|m|h|d|)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def age_s(text: str) -> float | None:
+    """Seconds of an age as it is written on a command line: 90s, 5m, 2h, 3d; None of "". Raises InvalidRequest."""
+    if not text:
+        return None
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequest([Violation("older-than", "is written like 90s, 5m, 2h or 3d")])
+    return float(int(match[1]) * _UNITS[match[2]])
+
+
+def print_json(value: object) -> None:
+    """For programs: times in ISO 8601, ids and digests as text."""
+    print(json.dumps(value, default=_plain, indent=2))
+
+
+def _plain(value: object) -> str:
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case bytes() | memoryview():
+            return bytes(value).hex()
+        case UUID():
+            return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def print_page(columns: Sequence[str], rows: Sequence[Sequence[str]], next_page: str) -> None:
+    """A page for people, and how to get the next one. The first column is never cut."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    if not rows:
+        console.print("none")
+        return
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if next_page:
+        console.print(f"There are more: add --page {next_page}", soft_wrap=True)
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """One a line, wrapped by the terminal itself."""
+    for sentence in sentences:
+        Console(highlight=False).print(escape(sentence), soft_wrap=True)
+
+
+def recorded(operator: Operator, moment: datetime) -> str:
+    """Says that a deed was written down."""
+    return f"recorded: {operator.actor}, {at(moment)}, because: {operator.reason}"
 
 
 def key_of(text: str) -> TransactionKey:
     """A transaction as it is written on a command line and in logs. Raises InvalidRequest."""
     coordinator, _, transaction_id = text.partition("/")
     try:
+        if not re.fullmatch(NAME_PATTERN, coordinator):
+            raise ValueError("not a coordinator's name")
         return TransactionKey(coordinator, UUID(transaction_id))
     except ValueError:
         raise InvalidRequest([Violation("transaction", "is written as coordinator/transaction_id")]) from None
@@ -91,7 +164,7 @@ def plainly(name: str) -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except Exception as caught:
         error = explained(caught)

@@ -6,14 +6,14 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
-from tandem.runtime.database import ASIDE, seconds
+from tandem.runtime.database import ASIDE, NOW_MS, ms, seconds
 from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
@@ -48,9 +48,23 @@ def page(
     return rows[:size], _write(TransactionKey(last.coordinator, last.transaction_id))
 
 
+def clock(engine: Engine) -> datetime:
+    """The database's now: what every age is counted from (R13)."""
+    with local_transaction(engine, ASIDE) as connection:
+        now: datetime = connection.execute(sa.select(sa.func.now())).scalar_one()
+        return now.astimezone(UTC)
+
+
 def older_than(column: sa.ColumnElement[datetime], age_s: float) -> sa.ColumnElement[bool]:
     """Whether the column's time lies more than so many seconds back, by the database's clock (R13)."""
     return column < sa.func.now() - seconds(min(age_s, LONGEST_AGE_S))
+
+
+def begun_within(column: sa.ColumnElement[UUID], age_s: float) -> sa.ColumnElement[bool]:
+    """Whether the time in a UUIDv7 lies at most so many seconds back, by the database's clock."""
+    since_ms = sa.func.greatest(NOW_MS - ms(int(age_s * 1000)), sa.literal_column("0"))
+    first = sa.func.lpad(sa.func.to_hex(since_ms), 12, "0").concat("0" * 20)
+    return column >= sa.cast(first, sa.Uuid)
 
 
 def _write(last: TransactionKey) -> str:

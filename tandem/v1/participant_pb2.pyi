@@ -418,6 +418,7 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     UNCONFIRMED_FIELD_NUMBER: _builtins.int
+    BEGUN_WITHIN_FIELD_NUMBER: _builtins.int
     state: _transaction_pb2.TransactionState.ValueType
     """Only those in this state."""
     coordinator: _builtins.str
@@ -432,6 +433,10 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
     def older_than(self) -> _duration_pb2.Duration:
         """Only those prepared longer ago than this, by the participant's own clock; at most 100 years."""
 
+    @_builtins.property
+    def begun_within(self) -> _duration_pb2.Duration:
+        """Only those begun at most so long ago, by the time in their id against the participant's own clock; at most 100 years."""
+
     def __init__(
         self,
         *,
@@ -441,10 +446,11 @@ class ParticipantServiceListTransactionsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         unconfirmed: _builtins.bool = ...,
+        begun_within: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun_within", b"begun_within", "older_than", b"older_than"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "unconfirmed", b"unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_within", b"begun_within", "coordinator", b"coordinator", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

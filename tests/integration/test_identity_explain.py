@@ -12,7 +12,6 @@ from identity_stub.explain import Sources, explain
 from tandem.coordinator.participants import Participants
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tandem.runtime.times import Times
 from tests.integration.test_identity_house import CANARY, Home, address, create_user, fresh, home, person, sign_up
 
 
@@ -24,7 +23,7 @@ def house(new_database: Callable[[str], str]) -> Iterator[Home]:
 
 @pytest.fixture
 def sources(house: Home) -> Sources:
-    return Sources(house.identity, house.coordinator.log, house.coordinator.participants, "identity", Times())
+    return Sources(house.identity, house.coordinator.log, house.coordinator.participants, "identity")
 
 
 def told(sources: Sources, asked: object) -> str:

@@ -207,7 +207,7 @@ def test_r5_a_delivery_is_given_up(house: House) -> None:
 
     lost = ("committed", [], {"ledger": "TRANSACTION_UNKNOWN"})
     assert parked() == lost
-    at_coordinator.retry(log, tx.key)
+    at_coordinator.retry(log, tx.key, ME)
     assert parked() == ("committed", ["ledger"], {})
     recovery.run_once()
     assert parked() == lost
@@ -215,10 +215,16 @@ def test_r5_a_delivery_is_given_up(house: House) -> None:
         at_coordinator.close(log, tx.key, "another", ME)
     at_coordinator.close(log, tx.key, "ledger", ME)
     assert parked() == ("committed", [], {})
-    assert actions(house, coordinator_action, tx.id) == [("ada", "close", "ledger: TRANSACTION_UNKNOWN", ME.reason)]
+    assert actions(house, coordinator_action, tx.id) == [
+        ("ada", "retry", "ledger", ME.reason),
+        ("ada", "close", "ledger: TRANSACTION_UNKNOWN", ME.reason),
+    ]
     with pytest.raises(InvalidRequest):
-        at_coordinator.retry(log, tx.key)
-    for call in (lambda key: at_coordinator.retry(log, key), lambda key: at_coordinator.close(log, key, "ledger", ME)):
+        at_coordinator.retry(log, tx.key, ME)
+    for call in (
+        lambda key: at_coordinator.retry(log, key, ME),
+        lambda key: at_coordinator.close(log, key, "ledger", ME),
+    ):
         with pytest.raises(TandemError) as caught:
             call(TransactionKey(COORDINATOR, new_id()))
         assert caught.value.reason is Reason.NOT_FOUND
