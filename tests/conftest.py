@@ -49,7 +49,9 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     """One PostgreSQL server for the worker, fsync on, gone with it."""
     with tempfile.TemporaryDirectory(prefix="tandem-pg-") as folder:
         Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder) / "data").start()
+        # A pooler keeps sessions for every database that there ever was.
+        settings = {"max_connections": "600"} if os.environ.get("TANDEM_POOLER") else None
+        server = EmbeddedPostgres(Path(folder) / "data", settings=settings).start()
         try:
             yield server
         finally:

@@ -38,7 +38,7 @@ users = sa.Table(
 
 @dataclass
 class House:
-    """Everything that runs. profiles: how many processes serve it."""
+    """Everything that runs. profiles: how many processes serve it. second: another participant, on the same server."""
 
     folder: Path
     profiles: int = 1
@@ -48,6 +48,7 @@ class House:
     profiles_engine: Engine = field(init=False)
     coordinator: Coordinator = field(init=False)
     naive: str = ""
+    second: str = ""
     coordinator_address: str = ""
     identity_address: str = ""
     profiles_addresses: list[str] = field(default_factory=list)
@@ -61,11 +62,12 @@ class House:
         self.identity_address = f"127.0.0.1:{processes.free_port()}"
         self.profiles_addresses = [f"127.0.0.1:{processes.free_port()}" for _ in range(self.profiles)]
         self.naive = f"127.0.0.1:{processes.free_port()}"
+        self.second = f"127.0.0.1:{processes.free_port()}"
         coordinating = {
             "COORDINATOR_DATABASE_URL": urls["identity"],
             "COORDINATOR_LISTEN": self.coordinator_address,
             "COORDINATOR_METRICS_LISTEN": "127.0.0.1:0",
-            "COORDINATOR_PARTICIPANTS": f"profiles={self.targets}",
+            "COORDINATOR_PARTICIPANTS": f"profiles={self.targets},second={self.second}",
             "COORDINATOR_LOG_LEVEL": "WARNING",
         }
         serving = {
@@ -75,16 +77,23 @@ class House:
             "PROFILES_LOG_LEVEL": "WARNING",
             "PROFILES_SWEEP_INTERVAL_S": "3600",  # a measurement sweeps by itself
         }
+        serving_second = {
+            **serving,
+            "PROFILES_NAME": "second",
+            "PROFILES_DATABASE_URL": self.databases["profiles"].database_url("second"),
+            "PROFILES_LISTEN": self.second,
+        }
         importing = {
             "IDENTITY_DATABASE_URL": urls["identity"],
             "IDENTITY_LISTEN": self.identity_address,
             "IDENTITY_METRICS_LISTEN": "127.0.0.1:0",
-            "IDENTITY_PARTICIPANTS": f"profiles={self.targets}",
+            "IDENTITY_PARTICIPANTS": f"profiles={self.targets},second={self.second}",
             "IDENTITY_LOG_LEVEL": "WARNING",
         }
         processes.run("coordinator", "migrate", environment=coordinating)
         processes.run("identity_stub", "migrate", environment=importing)
-        processes.run("profiles_server", "migrate", environment=serving)
+        for environment in (serving, serving_second):
+            processes.run("profiles_server", "migrate", environment=environment)
         self.engine = create_engine(urls["identity"], pool_size=CONNECTIONS)
         self.profiles_engine = create_engine(urls["profiles"], pool_size=8)
         users.metadata.create_all(self.engine)
@@ -93,6 +102,7 @@ class House:
                 Service("profiles_server", address, {**serving, "PROFILES_LISTEN": address}, self.folder)
                 for address in self.profiles_addresses
             ),
+            Service("profiles_server", self.second, serving_second, self.folder),
             Service("coordinator", self.coordinator_address, coordinating, self.folder),
             Service("identity_stub", self.identity_address, importing, self.folder),
             Service("lab.bench.naive_profiles", self.naive, {**serving, "PROFILES_LISTEN": self.naive}, self.folder),
@@ -100,7 +110,10 @@ class House:
         for service in self.services:
             service.start()
         self.coordinator = Coordinator(
-            self.engine, name="identity", participants={"profiles": self.targets}, times=Times()
+            self.engine,
+            name="identity",
+            participants={"profiles": self.targets, "second": self.second},
+            times=Times(),
         )
         spare_collector()  # the driver's process is an initiator's
         return self

@@ -69,6 +69,7 @@ class Bench:
         self.measures: dict[str, Callable[[], Iterator[Figure]]] = {
             "signup_latency_awaited": self._latency_awaited,
             "signup_latency_background": self._latency_background,
+            "signup_two_participants": self._two_participants,
             "signup_wal": self._written_ahead,
             "signup_concurrent_64": self._concurrent,
             "signup_bulk_256": self._in_bulk,
@@ -116,6 +117,16 @@ class Bench:
         )
         yield self._against("signup_latency_background", ours, "ms", dual, "≤ 1.25")
         yield self._alone("dual_write_latency", dual, "ms")
+
+    def _two_participants(self) -> Iterator[Figure]:
+        """Asked at once: what a second one adds."""
+        count = 200
+        both = signups.two_phase(self._house, "wait", ("profiles", "second"))
+        one, two = self._rounds(
+            lambda: statistics.median(signups.latencies_ms(self._awaited, count)),
+            lambda: statistics.median(signups.latencies_ms(both, count)),
+        )
+        yield self._against("signup_two_participants", two, "ms", one, "")
 
     def _written_ahead(self) -> Iterator[Figure]:
         """On both servers; a checkpoint first, so that each page is written whole once, as it is in a busy server."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -44,13 +44,13 @@ class Crowd:
             return next(self._people)
 
 
-def two_phase(house: House, confirm: Confirm) -> SignUp:
+def two_phase(house: House, confirm: Confirm, participants: Sequence[str] = ("profiles",)) -> SignUp:
     """The product's."""
     coordinator, crowd, insert = house.coordinator, Crowd(), sa.insert(users)
 
     def sign_up() -> None:
         user_id, email, person = crowd()
-        with coordinator.transaction({"profiles": [person]}, confirm=confirm) as tx:
+        with coordinator.transaction({name: [person] for name in participants}, confirm=confirm) as tx:
             tx.connection.execute(insert, {"user_id": user_id, "email": email})
 
     return sign_up

@@ -21,8 +21,8 @@ from tests.support.rules import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 BEHIND = ("tests/test_protocol_decision.py", "tests/test_protocol_rules.py", "tests/integration")
-NOT_BEHIND = ("tests/integration/test_embedded_postgres.py",)
-"""Tests of the server, not of what uses it."""
+NOT_BEHIND = [f"tests/integration/test_{name}.py" for name in ("embedded_postgres", "console", "console_browser")]
+"""Tests of the server, not of what uses it; and of pages."""
 
 LEAST_PASSED = 400
 LEAST_TRANSACTIONS = 1_000
