@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy.engine import Connection, Engine
 
 from tandem.coordinator.tables import decision as d
-from tandem.runtime.gauges import MAX_COUNTED, DatabaseCollector
+from tandem.runtime.errors import PAGING
+from tandem.runtime.gauges import MAX_COUNTED, OTHER, DatabaseCollector
+
+REASONS = tuple(sorted(reason.value for reason in PAGING))
+"""Why a delivery is parked; whatever else a row says is OTHER."""
 
 
 class CoordinatorGauges(DatabaseCollector):
@@ -43,8 +48,8 @@ class CoordinatorGauges(DatabaseCollector):
             ),
             GaugeMetricFamily(
                 "tandem_parked_deliveries",
-                "Deliveries that nobody repeats any more: they wait for a person (R5).",
-                labels=labels,
+                "Deliveries that nobody repeats any more, by why: they wait for a person (R5).",
+                labels=[*labels, "reason"],
             ),
         )
 
@@ -55,10 +60,12 @@ class CoordinatorGauges(DatabaseCollector):
         waiting = connection.execute(self._undelivered).all()
         given_up = connection.execute(self._parked).all()
         now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        for family, rows in ((undelivered, waiting), (parked, given_up)):
-            counts = dict.fromkeys(self._participants, 0) | {row.participant: row.n for row in rows}
-            for participant, count in sorted(counts.items()):
-                family.add_metric([self._name, participant], count)
+        unacknowledged = Counter({row.participant: row.n for row in waiting})
+        by_reason = Counter({(row.participant, row.reason): row.n for row in given_up})
+        for participant in sorted({*self._participants, *(row.participant for row in (*waiting, *given_up))}):
+            undelivered.add_metric([self._name, participant], unacknowledged[participant])
+            for reason in (*REASONS, OTHER):
+                parked.add_metric([self._name, participant, reason], by_reason[participant, reason])
         oldest.add_metric([self._name], min((row.oldest for row in waiting), default=now).timestamp())
         return families
 
@@ -84,5 +91,7 @@ def _parked(name: str) -> sa.Select[Any]:
         .limit(MAX_COUNTED)
         .subquery()
     )
-    each = sa.select(sa.func.jsonb_object_keys(some.c.parked).label("participant")).subquery()
-    return sa.select(each.c.participant, sa.func.count().label("n")).group_by(each.c.participant)
+    each = sa.func.jsonb_each_text(some.c.parked).table_valued("key", "value", name="each").render_derived()
+    reason = sa.case((each.c.value.in_(REASONS), each.c.value), else_=OTHER).label("reason")
+    participant, n = each.c.key.label("participant"), sa.func.count().label("n")
+    return sa.select(participant, reason, n).select_from(some.join(each, sa.true())).group_by(each.c.key, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,10 +10,15 @@ import sqlalchemy as sa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy.engine import Connection, Engine
 
+from tandem.participant.resolver import Outcome
 from tandem.participant.tables import participant_action
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import State
-from tandem.runtime.gauges import MAX_COUNTED, DatabaseCollector
+from tandem.runtime.errors import CONTRADICTIONS, Reason
+from tandem.runtime.gauges import MAX_COUNTED, OTHER, DatabaseCollector
+
+REASONS = (Outcome.EXPIRED.value, *sorted(reason.value for reason in (*CONTRADICTIONS, Reason.PUBLISHED_NOT_STAGED)))
+"""Why the sweeper parks; whatever else a row says is OTHER."""
 
 _Gauge = GaugeMetricFamily
 _Families = tuple[_Gauge, _Gauge, _Gauge, _Gauge, CounterMetricFamily]
@@ -39,8 +45,8 @@ class ParticipantGauges(DatabaseCollector):
             ),
             _Gauge(
                 "tandem_parked_transactions",
-                "Transactions that nobody asks for any more: they wait for a person (R4, R5).",
-                labels=["coordinator"],
+                "Transactions that nobody asks for any more, by why: they wait for a person (R4, R5).",
+                labels=["coordinator", "reason"],
             ),
             _Gauge(
                 "tandem_unconfirmed_transactions",
@@ -56,14 +62,16 @@ class ParticipantGauges(DatabaseCollector):
         """Costs what is in doubt, not what is stored."""
         families = self.describe()
         prepared, oldest, parked, unconfirmed, heuristic = families
-        rows: dict[str, Any] = dict.fromkeys(self._coordinators)
-        rows |= {row.coordinator: row for row in connection.execute(_IN_DOUBT)}
-        for coordinator, row in sorted(rows.items()):
-            prepared.add_metric([coordinator], row.prepared if row else 0)
-            parked.add_metric([coordinator], row.parked if row else 0)
-            unconfirmed.add_metric([coordinator], row.forced if row else 0)
+        rows = connection.execute(_IN_DOUBT).all()
+        waiting = Counter({(row.coordinator, row.reason): row.parked for row in rows})
+        for coordinator in sorted({*self._coordinators, *(row.coordinator for row in rows)}):
+            ours = [row for row in rows if row.coordinator == coordinator]
+            prepared.add_metric([coordinator], sum(row.prepared for row in ours))
+            unconfirmed.add_metric([coordinator], sum(row.forced for row in ours))
+            for reason in (*REASONS, OTHER):
+                parked.add_metric([coordinator, reason], waiting[coordinator, reason])
         forced = connection.execute(_FORCED).one()
-        since = [row.oldest for row in rows.values() if row is not None and row.oldest is not None]
+        since = [row.oldest for row in rows if row.oldest is not None]
         oldest.add_metric([], min(since, default=forced.now).timestamp())
         for outcome in (State.COMMITTED, State.ABORTED):
             heuristic.add_metric([outcome.value], getattr(forced, outcome.value))
@@ -85,13 +93,15 @@ def _unfinished() -> sa.Subquery:
 def _in_doubt() -> sa.Select[Any]:
     u = _unfinished().c
     is_prepared = u.state == State.PREPARED.value
+    reason = sa.case((u.parked.in_(REASONS), u.parked), (u.parked.is_not(None), OTHER)).label("reason")
     return sa.select(
         u.coordinator,
+        reason,
         sa.func.count().filter(is_prepared).label("prepared"),
         sa.func.min(u.prepared_at).filter(is_prepared).label("oldest"),
         sa.func.count().filter(u.parked.is_not(None)).label("parked"),
         sa.func.count().filter(~is_prepared).label("forced"),
-    ).group_by(u.coordinator)
+    ).group_by(u.coordinator, reason)
 
 
 def _forced() -> sa.Select[Any]:

@@ -26,6 +26,9 @@ what the process counts with it."""
 MAX_COUNTED = 100_000
 """Rows that one look counts at most: with more of them, the count stays at this. It bounds what a scrape costs."""
 
+OTHER = "other"
+"""A label's value for what is not among the known ones: no label takes whatever a row holds."""
+
 
 def gauges_engine(url: str | URL, *, name: str) -> Engine:
     """With one connection of its own: load does not keep scrapes waiting, nor many scrapes the load.

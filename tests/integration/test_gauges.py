@@ -34,11 +34,7 @@ from tests.support.house import COORDINATOR, House, built, entry, fresh_name, ne
 from tests.support.rules import eventually
 
 ME = Operator("ada", "the coordinator is gone")
-IN_DOUBT = (
-    "tandem_prepared_transactions",
-    "tandem_parked_transactions",
-    "tandem_unconfirmed_transactions",
-)
+IN_DOUBT = ("tandem_prepared_transactions", "tandem_unconfirmed_transactions")
 MANY = 200_000
 
 
@@ -66,29 +62,57 @@ def replica(collector: Collector) -> CollectorRegistry:
     return registry
 
 
+def by_reason(registry: CollectorRegistry, name: str, **labels: str) -> dict[str, float]:
+    """Reason → number parked, of a gauge's series with these labels."""
+    return {
+        sample.labels["reason"]: sample.value
+        for family in registry.collect()
+        if family.name == name
+        for sample in family.samples
+        if labels.items() <= sample.labels.items()
+    }
+
+
+def above_0(counts: dict[str, float]) -> dict[str, float]:
+    return {reason: n for reason, n in counts.items() if n}
+
+
+def parked_there(house: House) -> dict[str, float]:
+    """Why the participant has parked how many."""
+    registry = replica(ParticipantGauges(house.ledger.engine, [COORDINATOR]))
+    return by_reason(registry, "tandem_parked_transactions", coordinator=COORDINATOR)
+
+
+def parked_deliveries(house: House, participant: str) -> dict[str, float]:
+    """Why how many deliveries to the participant are parked."""
+    registry = replica(CoordinatorGauges(house.engine, name=COORDINATOR, participants=house.members))
+    labels = {"coordinator": COORDINATOR, "participant": participant}
+    return by_reason(registry, "tandem_parked_deliveries", **labels)
+
+
 def in_doubt(house: House) -> dict[str, float]:
-    """The participant's three gauges, of which two replicas say the same."""
+    """The participant's three gauges, of which two replicas say the same; parked for whatever reason."""
     pages = []
     for _ in range(2):
         registry = replica(ParticipantGauges(house.ledger.engine, [COORDINATOR]))
-        pages.append({name: registry.get_sample_value(name, {"coordinator": COORDINATOR}) for name in IN_DOUBT})
+        values = {name: registry.get_sample_value(name, {"coordinator": COORDINATOR}) for name in IN_DOUBT}
+        parked = sum(by_reason(registry, "tandem_parked_transactions", coordinator=COORDINATOR).values())
+        pages.append(values | {"tandem_parked_transactions": parked})
     assert pages[0] == pages[1]
     return {name.split("_")[1]: value for name, value in pages[0].items() if value is not None}
 
 
 def to_deliver(house: House) -> dict[str, dict[str, float | None]]:
-    """The coordinator's gauges, participant by participant."""
+    """The coordinator's gauges, participant by participant; parked for whatever reason."""
     registry = replica(CoordinatorGauges(house.engine, name=COORDINATOR, participants=house.members))
-    return {
-        participant: {
-            short: registry.get_sample_value(name, {"coordinator": COORDINATOR, "participant": participant})
-            for short, name in (
-                ("undelivered", "tandem_undelivered_decisions"),
-                ("parked", "tandem_parked_deliveries"),
-            )
+    found: dict[str, dict[str, float | None]] = {}
+    for participant in house.members:
+        labels = {"coordinator": COORDINATOR, "participant": participant}
+        found[participant] = {
+            "undelivered": registry.get_sample_value("tandem_undelivered_decisions", labels),
+            "parked": sum(by_reason(registry, "tandem_parked_deliveries", **labels).values()),
         }
-        for participant in house.members
-    }
+    return found
 
 
 def oldest_prepared(house: House) -> float:
@@ -151,6 +175,7 @@ def test_forced_and_parked(house: House) -> None:
     house.ledger.make_due(wrong.id)
     house.ledger.sweeper.run_once()
     assert in_doubt(house) == {"prepared": 0, "parked": 1, "unconfirmed": 1}
+    assert above_0(parked_there(house)) == {"ALREADY_ABORTED": 1}
     operating.close(house.ledger.participant, wrong.key, ME)
     assert in_doubt(house) == {"prepared": 0, "parked": 0, "unconfirmed": 0}
 
@@ -195,9 +220,34 @@ def test_parked_deliveries(house: House) -> None:
     house.coordinator.log.retry_now(tx.key)
     house.recovery.run_once()
     assert to_deliver(house)["ledger"] == {"undelivered": 0, "parked": 1}
+    assert above_0(parked_deliveries(house, "ledger")) == {"TRANSACTION_UNKNOWN": 1}
     assert to_deliver(house)["other"] == {"undelivered": 0, "parked": 0}
     deliveries.close(house.coordinator.log, tx.key, "ledger", ME)
     assert to_deliver(house)["ledger"] == {"undelivered": 0, "parked": 0}
+
+
+def test_parked_by_reason(house: House) -> None:
+    """Each reason that parks has its number from the start, 0; what a row says beyond them is "other"."""
+    contradictions = {"TRANSACTION_UNKNOWN", "ALREADY_COMMITTED", "ALREADY_ABORTED", "PUBLISHED_NOT_STAGED"}
+    assert parked_there(house) == dict.fromkeys({*contradictions, "expired", "other"}, 0)
+    nothing = dict.fromkeys({*contradictions, "TRANSACTION_EXPIRED", "other"}, 0)
+    assert parked_deliveries(house, "ledger") == parked_deliveries(house, "other") == nothing
+
+    for reason in ("expired", "expired", "PUBLISHED_NOT_STAGED", "of a later version"):
+        tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+        house.ledger.set(tx.id, parked=reason, next_attempt_at=None)
+    assert above_0(parked_there(house)) == {"expired": 2, "PUBLISHED_NOT_STAGED": 1, "other": 1}
+
+    for reasons in (
+        {"ledger": "TRANSACTION_EXPIRED", "other": "ALREADY_ABORTED"},
+        {"ledger": "TRANSACTION_EXPIRED"},
+        {"ledger": "of a later version"},
+    ):
+        tx = decided(house, "ledger", "other")
+        for participant, reason in reasons.items():
+            house.coordinator.log.park(participant, {tx.key: reason})
+    assert above_0(parked_deliveries(house, "ledger")) == {"TRANSACTION_EXPIRED": 2, "other": 1}
+    assert above_0(parked_deliveries(house, "other")) == {"ALREADY_ABORTED": 1}
 
 
 @pytest.mark.parametrize("collector", [
@@ -299,7 +349,7 @@ def test_a_flood_is_counted_up_to_a_limit(house: House) -> None:
     old = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
     house.ledger.set(old.id, prepared_at=sa.text("now() - interval '700 seconds'"), next_attempt_at=sa.func.now())
     parked = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
-    house.ledger.set(parked.id, parked="EXPIRED", next_attempt_at=None)
+    house.ledger.set(parked.id, parked="expired", next_attempt_at=None)
     assert in_doubt(house) == {"prepared": MAX_COUNTED + 1, "parked": 1, "unconfirmed": 0}
     row: Any = house.ledger.row(old.id)
     assert oldest_prepared(house) == pytest.approx(row.prepared_at.timestamp())
