@@ -45,5 +45,10 @@ class Settings(ProcessSettings):
     console_token: SecretStr | None = Field(
         None, description="what opens the console, at least 16 characters; required unless its host is loopback"
     )
-    recovery_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one recovery to the next")
+    recovery_interval_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,  # TandemRecoveryNotSucceeding warns after 120 s without one
+        description="seconds from one recovery to the next, at most 60",
+    )
     recovery_batch: int = Field(500, ge=1, le=1000, description="decisions that a recovery takes up at a time")

@@ -40,7 +40,10 @@ class Settings(ProcessSettings):
         description="also serve the coordinator service here, recovery included: no coordinator process is needed",
     )
     recovery_interval_s: float = Field(
-        1.0, gt=0, le=3600, description="seconds from one recovery to the next, where the coordinator is served here"
+        1.0,
+        gt=0,
+        le=60,  # TandemRecoveryNotSucceeding warns after 120 s without one
+        description="seconds from one recovery to the next, where the coordinator is served here; at most 60",
     )
 
     @field_validator("participants")

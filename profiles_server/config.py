@@ -33,5 +33,10 @@ class Settings(ProcessSettings):
         le=200,
         description="database connections at most; votes that wait for a lock may hold some for a while",
     )
-    sweep_interval_s: float = Field(1.0, gt=0, le=3600, description="seconds from one sweep to the next")
+    sweep_interval_s: float = Field(
+        1.0,
+        gt=0,
+        le=20,  # TandemSweeperNotSucceeding pages after 60 s without one
+        description="seconds from one sweep to the next, at most 20",
+    )
     sweep_batch: int = Field(500, ge=1, le=1000, description="transactions that a sweep takes up at a time")

@@ -28,6 +28,7 @@ from tandem.runtime.process import spare_collector
 from tandem.runtime.times import Times
 
 PERSONS = Path(identity_stub.__file__).parent / "data" / "persons.csv"
+PROFILES = "lab.bench.unswept_profiles"
 CONNECTIONS = 100
 
 users = sa.Table(
@@ -75,7 +76,6 @@ class House:
             "PROFILES_METRICS_LISTEN": "127.0.0.1:0",
             "PROFILES_COORDINATORS": f"identity={self.coordinator_address}",
             "PROFILES_LOG_LEVEL": "WARNING",
-            "PROFILES_SWEEP_INTERVAL_S": "3600",  # a measurement sweeps by itself
         }
         serving_second = {
             **serving,
@@ -99,7 +99,7 @@ class House:
         users.metadata.create_all(self.engine)
         self.services = [
             *(
-                Service("profiles_server", address, {**serving, "PROFILES_LISTEN": address}, self.folder)
+                Service(PROFILES, address, {**serving, "PROFILES_LISTEN": address}, self.folder)
                 for address in self.profiles_addresses
             ),
             Service("profiles_server", self.second, serving_second, self.folder),

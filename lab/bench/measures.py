@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bench import plans, signups
-from lab.bench.house import House
+from lab.bench.house import PROFILES, House
 from lab.bench.imports import Imports
 from lab.bench.raw import Batched, Raw
 from lab.bench.sweeps import DUE, Swept
@@ -219,7 +219,7 @@ class Bench:
 
     def _memory(self) -> Iterator[Figure]:
         """Of profiles, from the first tenth of the transactions on."""
-        pid, total = self._house.pid("profiles_server"), self._options.transactions
+        pid, total = self._house.pid(PROFILES), self._options.transactions
         done = 0
         resident: list[float] = []
         for until in (total // 10, total):

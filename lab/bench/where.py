@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lab.bench.house import House
+from lab.bench.house import PROFILES, House
 from lab.bench.signups import load
 from tandem.coordinator.errors import Unavailable
 
@@ -51,7 +51,7 @@ def looked_at(house: House, sign_up: Callable[[], object], threads: int, seconds
     Each process has one interpreter lock, so a process' shares come to 1.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pids = {"driver": os.getpid(), "profiles": house.pid("profiles_server")}
+        pids = {"driver": os.getpid(), "profiles": house.pid(PROFILES)}
         spies = {name: _spy(pid, seconds, Path(folder) / name) for name, pid in pids.items()}
         waiting = threading.Thread(target=lambda: [spy.wait(4 * seconds + 60) for spy in spies.values()])
         waiting.start()
