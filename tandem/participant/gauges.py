@@ -40,8 +40,8 @@ class ParticipantGauges(DatabaseCollector):
             _Gauge("tandem_prepared_transactions", "Transactions prepared and not ended.", labels=["coordinator"]),
             _Gauge(
                 "tandem_oldest_prepared_timestamp_seconds",
-                "When the oldest prepared transaction was prepared, in s since 1970; the present time where there is"
-                " none.",
+                "When the oldest prepared transaction that is due, was asked for, or is parked, was prepared, in s"
+                " since 1970; the present time where there is none.",
             ),
             _Gauge(
                 "tandem_parked_transactions",
@@ -81,9 +81,11 @@ class ParticipantGauges(DatabaseCollector):
 def _unfinished() -> sa.Subquery:
     """All that has no decision behind it, up to a limit, by the sweeper's own partial index.
 
-    In its order, what is due comes first, which is the oldest. What is parked has no time, and a limit of its own.
+    In its order, what is due comes first. What is parked has no time, and a limit of its own. What is late should have
+    ended by now: an initiator may have asked for a ttl of up to a day, and is not late before.
     """
-    columns = (t.c.coordinator, t.c.state, t.c.parked, t.c.prepared_at)
+    is_late = sa.or_(t.c.attempts > 0, t.c.next_attempt_at <= sa.func.now(), t.c.parked.is_not(None)).label("is_late")
+    columns = (t.c.coordinator, t.c.state, t.c.parked, t.c.prepared_at, is_late)
     due = sa.select(*columns).where(~t.c.confirmed, t.c.next_attempt_at.is_not(None)).order_by(t.c.next_attempt_at)
     parked = sa.select(*columns).where(~t.c.confirmed, t.c.next_attempt_at.is_(None))
     some = [sa.select(one.limit(MAX_COUNTED).subquery()) for one in (due, parked)]
@@ -98,7 +100,7 @@ def _in_doubt() -> sa.Select[Any]:
         u.coordinator,
         reason,
         sa.func.count().filter(is_prepared).label("prepared"),
-        sa.func.min(u.prepared_at).filter(is_prepared).label("oldest"),
+        sa.func.min(u.prepared_at).filter(is_prepared, u.is_late).label("oldest"),
         sa.func.count().filter(u.parked.is_not(None)).label("parked"),
         sa.func.count().filter(~is_prepared).label("forced"),
     ).group_by(u.coordinator, reason)

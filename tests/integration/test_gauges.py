@@ -150,12 +150,32 @@ def test_prepared_and_its_age(house: House) -> None:
     assert in_doubt(house) == {"prepared": 0, "parked": 0, "unconfirmed": 0}
     tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
     assert in_doubt(house) == {"prepared": 1, "parked": 0, "unconfirmed": 0}
-    house.ledger.set(tx.id, prepared_at=sa.text("now() - interval '700 seconds'"))
+    house.ledger.set(tx.id, prepared_at=sa.text("now() - interval '700 seconds'"), next_attempt_at=sa.func.now())
     row: Any = house.ledger.row(tx.id)
     assert oldest_prepared(house) == pytest.approx(row.prepared_at.timestamp())
     tx.finish()
     assert in_doubt(house) == {"prepared": 0, "parked": 0, "unconfirmed": 0}
     assert oldest_prepared(house) > row.prepared_at.timestamp() + 600, "the present time where there is none"
+
+
+def test_a_long_ttl_is_not_late(house: House) -> None:
+    """A transaction whose initiator has asked for a day is in doubt, and tells no age until it is due, was asked for
+    (its time is ahead again then), or is parked."""
+    tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    old, ahead = sa.text("now() - interval '700 seconds'"), sa.text("now() + interval '20 hours'")
+    house.ledger.set(tx.id, prepared_at=old, next_attempt_at=ahead)
+    row: Any = house.ledger.row(tx.id)
+    since = row.prepared_at.timestamp()
+    assert in_doubt(house)["prepared"] == 1
+    assert oldest_prepared(house) > since + 600, "it may take that long"
+    house.ledger.set(tx.id, attempts=1)
+    assert oldest_prepared(house) == pytest.approx(since)
+    house.ledger.set(tx.id, attempts=0, next_attempt_at=sa.func.now())
+    assert oldest_prepared(house) == pytest.approx(since)
+    house.ledger.set(tx.id, next_attempt_at=None, parked="expired")
+    assert oldest_prepared(house) == pytest.approx(since)
+    house.ledger.set(tx.id, next_attempt_at=ahead, parked=None)
+    tx.finish()
 
 
 def test_forced_and_parked(house: House) -> None:
