@@ -225,7 +225,7 @@ def series(
     houseful: Houseful, documented: Mapping[str, Mapping[str, tuple[str, frozenset[str]]]]
 ) -> dict[str, set[str]]:
     """Every series that running processes can have → its labels."""
-    found: dict[str, set[str]] = {}
+    found = {"up": set(FROM_PROMETHEUS)}
     tables = {name: labels for table in documented.values() for name, (_, labels) in table.items()}
     for made in houseful.pages.values():
         for family in made.values():
@@ -274,7 +274,7 @@ NAMES = {
     "TandemRecoveryNotSucceeding": "warning", "TandemDecisionsUndelivered": "warning",
     "TandemDeliveriesParked": "warning", "TandemTransactionsParked": "warning", "TandemContradiction": "page",
     "TandemHeuristicOutcome": "warning", "TandemCoordinatorUnreachable": "warning", "TandemErrorRatio": "warning",
-    "TandemLatencyHigh": "warning", "TandemGaugesMissing": "warning",
+    "TandemLatencyHigh": "warning", "TandemGaugesMissing": "warning", "TandemProcessDown": "page",
 }  # fmt: skip
 
 
