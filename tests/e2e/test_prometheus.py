@@ -32,6 +32,8 @@ from tests.support.rules import eventually
 
 PROMETHEUS = shutil.which("prometheus")
 DEPLOY = processes.ROOT / "deploy"
+RUNBOOKS = "https://tandem.example/main"
+"""As it is shipped, for the operator to set."""
 PATIENCE_S = 40.0
 """For a state to come about; nothing waits so long unless it is broken."""
 
@@ -82,7 +84,7 @@ def quickened(rules: str) -> str:
 def configured(folder: Path, targets: dict[str, list[str]]) -> Path:
     """The shipped configuration with a scrape every second, of these targets, and the shipped rules quickened."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": some}]} for job, some in targets.items()
     ]
@@ -183,6 +185,7 @@ def test_a_transaction_that_is_stuck(watched: Watched) -> None:
     fired = eventually(lambda: (found := watched.alerts()).keys() >= expected and found, PATIENCE_S)
     (stuck,) = fired["TandemPreparedStuck"]
     assert stuck["labels"] == {"alertname": "TandemPreparedStuck", "job": "profiles", "severity": "warning"}
+    assert stuck["annotations"]["runbook_url"] == f"{RUNBOOKS}/docs/operations.md#tandempreparedstuck"
     assert re.fullmatch(r"profiles has had a transaction in doubt for 11m \d+s\.", stuck["annotations"]["summary"])
     assert not {"TandemContradiction", "TandemGaugesMissing"} & set(fired)
     assert "<error" not in str(fired)

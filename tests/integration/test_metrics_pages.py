@@ -283,7 +283,8 @@ def test_every_alert_says_what_to_do() -> None:
     assert {rule["alert"]: rule["labels"]["severity"] for rule in rules()} == NAMES
     for rule in rules():
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
-        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
+        place = f"docs/operations.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == "{{ $externalLabels.runbooks }}/" + place
     runbook = ROOT / "docs" / "operations.md"
     if runbook.exists():
         headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)", runbook.read_text(), re.MULTILINE)}
