@@ -159,7 +159,7 @@ def test_dependencies_can_come_true(name: str) -> None:
 @pytest.mark.parametrize("name", SERVING)
 def test_calls_may_finish_before_the_kill(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's grace is above the drain."""
-    assert seconds(SERVING[name]["stop_grace_period"]) > settings_of(SERVING[name], monkeypatch).drain_s + 5
+    assert seconds(SERVING[name]["stop_grace_period"]) > settings_of(SERVING[name], monkeypatch).drain_s + 15
 
 
 @pytest.mark.parametrize("name", DATABASES)
