@@ -34,11 +34,13 @@ def metrics() -> dict[str, list[Metric]]:
     from tandem.runtime.database import create_engine
     from tandem.runtime.process import build_info
     from tandem.runtime.rpc_metrics import ServerCalls
+    from tandem.runtime.server import count_pending
 
     everywhere, participant, coordinator = (CollectorRegistry() for _ in range(3))
     nowhere = create_engine("postgresql://")
     build_info("any", everywhere)
     ServerCalls(everywhere)
+    count_pending((), everywhere)
     ParticipantMetrics(participant)
     participant.register(ParticipantGauges(nowhere, ()))
     CoordinatorMetrics(coordinator)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from tandem.runtime.channel import MAX_MESSAGE_BYTES
 from tandem.runtime.database import explained
@@ -50,7 +50,8 @@ class Pool(futures.ThreadPoolExecutor):
 
     def __init__(self, workers: int, *, queue: int, name: str) -> None:
         super().__init__(max_workers=workers, thread_name_prefix=name)
-        self._limit = workers + queue
+        self.name = name
+        self.limit = workers + queue
         self._pending = 0
         self._pending_lock = threading.Lock()
 
@@ -67,9 +68,30 @@ class Pool(futures.ThreadPoolExecutor):
             self._pending -= 1
 
     @property
+    def pending(self) -> int:
+        """Calls that wait or run."""
+        return self._pending
+
+    @property
     def full(self) -> bool:
         """Whether the workers are busy and the queue is at its limit."""
-        return self._pending >= self._limit
+        return self._pending >= self.limit
+
+
+def count_pending(pools: Iterable[Pool], registry: CollectorRegistry) -> None:
+    """How many calls each pool has, beside how many it takes: time in a queue is in no histogram."""
+    pending = Gauge(
+        "tandem_rpc_pending", "Calls that wait or run, by their pool of workers.", ["pool"], registry=registry
+    )
+    limit = Gauge(
+        "tandem_rpc_pending_limit",
+        "Calls that may wait or run in the pool; a further one is RESOURCE_EXHAUSTED.",
+        ["pool"],
+        registry=registry,
+    )
+    for pool in pools:
+        pending.labels(pool.name).set_function(lambda pool=pool: pool.pending)  # type: ignore[misc]
+        limit.labels(pool.name).set(pool.limit)
 
 
 class Server:
@@ -92,7 +114,8 @@ class Server:
         with_reflection: bool = True,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self._calls = ServerCalls(registry or CollectorRegistry())
+        registry = registry or CollectorRegistry()
+        self._calls = ServerCalls(registry)
         self._pool = Pool(workers, queue=queue, name="rpc")
         self._reserved: dict[str, Pool] = {}
         for methods, count in (reserved or {}).items():
@@ -100,6 +123,7 @@ class Server:
             self._reserved |= dict.fromkeys(methods, pool)
         # Whoever asks how it is must be answered where every worker is busy, too.
         self._reserved[CHECK] = Pool(1, queue=64, name="rpc-health")
+        count_pending({self._pool, *self._reserved.values()}, registry)
         self._turned_away = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rpc-turned-away")
         self._server = grpc.server(
             self._pool,

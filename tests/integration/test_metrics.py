@@ -236,6 +236,8 @@ def test_calls_that_are_turned_away_or_fail(house: House) -> None:
         assert [handled(registry, method, code) for code in codes] == [0, 0, 0]
         first = call.future(request.SerializeToString(), timeout=30)
         assert servicer.entered.wait(20)
+        load = {"tandem_rpc_pending": 1, "tandem_rpc_pending_limit": 1}
+        assert {name: registry.get_sample_value(name, {"pool": "rpc"}) for name in load} == load
         with pytest.raises(grpc.RpcError):
             call(request.SerializeToString(), timeout=10)
         assert [handled(registry, method, code) for code in codes] == [0, 1, 0]
