@@ -84,11 +84,15 @@ class Page(socketserver.ThreadingMixIn, WSGIServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """For so long at most."""
-        watched = watchdog.watch(request.fileno(), REQUEST_S)
+        watched = None
         try:
+            watched = watchdog.watch(request.fileno(), REQUEST_S)
             super().process_request_thread(request, client_address)
+        except (OSError, RuntimeError):  # no descriptor or no thread to be had: what goes wrong later ends above
+            self.shutdown_request(request)
         finally:
-            watchdog.release(watched)
+            if watched is not None:
+                watchdog.release(watched)
             self._turns.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import threading
@@ -17,6 +18,7 @@ from tandem.runtime import healthcheck, page
 from tandem.runtime.page import AT_ONCE, Page, app
 from tandem.runtime.server import LIVE, Server
 from tandem.v1 import coordinator_pb2, coordinator_pb2_grpc
+from tests.support.rules import eventually
 
 SERVICE = "tandem.v1.CoordinatorService"
 
@@ -196,6 +198,21 @@ def test_a_client_that_dawdles_is_hung_up_on(served: Page, ready: Ready, monkeyp
         else:
             pytest.fail("it was let go on for ever")
     assert get(served, "/livez")[0] == 200
+
+
+def test_a_moment_without_descriptors_costs_no_turn(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes then is hung up on; once there are some again, everybody is answered as before."""
+
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "none left")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(page.watchdog, "watch", none_left)
+        for _ in range(AT_ONCE):
+            with socket.create_connection(("127.0.0.1", served.server_port), timeout=20) as refused:
+                assert refused.recv(1) == b""
+    eventually(lambda: served._turns._value == AT_ONCE)
+    assert get(served, "/livez") == (200, "live\n")
 
 
 def test_only_so_many_at_once(served: Page, ready: Ready) -> None:
