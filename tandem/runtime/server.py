@@ -242,12 +242,13 @@ class _Guard(grpc.ServerInterceptor):
         return wrapped
 
     def _turn_away(self, method: str, handler: Any) -> Any:
-        counted = self._calls.of(method)
+        counted = None if method == CHECK else self._calls.of(method)
 
         def refuse(_: bytes, context: grpc.ServicerContext) -> None:
             error = TandemError("too many calls at once", reason=Reason.OVERLOADED, retry_after_s=1)
-            counted.started.inc()
-            counted.handled(code_of(error).name, 0.0)
+            if counted is not None:
+                counted.started.inc()
+                counted.handled(code_of(error).name, 0.0)
             _abort(context, error)
 
         refuse.experimental_thread_pool = self._turned_away  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import grpc
 import pytest
 import sqlalchemy as sa
-from prometheus_client import CollectorRegistry
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, generate_latest
 
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.errors import Unavailable
@@ -21,7 +22,7 @@ from tandem.participant.servicer import ParticipantServicer
 from tandem.participant.sweeper import Sweeper
 from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.errors import PAGING, Reason
-from tandem.runtime.server import Server
+from tandem.runtime.server import CHECK, Server
 from tandem.runtime.times import Times
 from tandem.v1 import participant_pb2 as pb
 from tests.support.house import COORDINATOR, House, Member, built, entry, fresh_name, member, new_id
@@ -245,6 +246,21 @@ def test_calls_that_are_turned_away_or_fail(house: House) -> None:
         assert first.code() is grpc.StatusCode.INTERNAL
         assert [handled(registry, method, code) for code in codes] == [0, 1, 1]
         assert rpc(registry, method, "started_total") == rpc(registry, method, "handling_seconds_count") == 2
+
+
+def test_health_is_not_counted(house: House) -> None:
+    """Neither when it is answered nor when too many ask for it at once."""
+    servicer = ParticipantServicer(house.ledger.participant, house.ledger.resolver)
+    with small(servicer) as (server, registry), grpc.insecure_channel(server.address) as channel:
+        check, request = health_pb2_grpc.HealthStub(channel).Check, health_pb2.HealthCheckRequest()
+        assert check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        server._reserved[CHECK]._limit = 0
+        with pytest.raises(grpc.RpcError) as caught:
+            check(request, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        page = generate_latest(registry).decode()
+        assert SERVICE in page
+        assert "grpc.health" not in page
 
 
 def test_calls_that_the_coordinator_makes(house: House) -> None:
