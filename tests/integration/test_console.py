@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from html import unescape
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx2 as httpx
 import pytest
 import sqlalchemy as sa
+import structlog
 from starlette.testclient import TestClient
+from structlog.testing import LogCapture
 
 from coordinator.app import App
 from coordinator.config import Settings
-from coordinator.console import facts
+from coordinator.console import facts, serving
 from coordinator.console.pages import console
 from coordinator.console.security import HEADERS, MAX_BODY_BYTES, Keys
-from coordinator.console.serving import serve_console
+from coordinator.console.serving import AT_ONCE, serve_console
 from tandem.coordinator.tables import coordinator_action
 from tandem.runtime.errors import ConfigurationError
 from tests.support.console import SECRET, in_doubt, parked, served, sources_of, undelivered
 from tests.support.house import COORDINATOR, House, built, new_id
+from tests.support.rules import eventually
 
 TOKEN = "a-token-of-the-tests"
 
@@ -354,6 +361,90 @@ def test_it_is_served_beside_the_grpc_server_and_ends_with_the_process(house: Ho
         app.stop()
     with pytest.raises(httpx.ConnectError):
         httpx.get(app.console_address)
+
+
+def hung_up(connection: socket.socket) -> bool:
+    """Waits for the end of it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_silent_connections_do_not_keep_others_out(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limited number is kept, each for a limited time, also one that sends its form byte by byte."""
+    monkeypatch.setattr(serving, "CONNECTION_S", 3.0)
+    with served(house) as address, ExitStack() as stack:
+        port = urlsplit(address).port
+        before = descriptors()
+
+        def connected() -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+
+        kept = [connected() for _ in range(AT_ONCE)]
+        eventually(lambda: descriptors() == before + 3 * AT_ONCE)
+        kept[0].sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nt")
+        turned_away = [connected() for _ in range(3 * AT_ONCE)]
+        assert all(hung_up(one) for one in turned_away)
+        assert all(hung_up(one) for one in kept)
+        for one in (*kept, *turned_away):
+            one.close()
+        eventually(lambda: answers(address))
+        assert httpx.get(f"{address}/login").headers["connection"] == "close"
+        eventually(lambda: descriptors() == before)
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/login").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_silent_connections_are_no_load(house: House) -> None:
+    """With room for one more, that one is answered."""
+    with served(house) as address, ExitStack() as stack:
+        where = ("127.0.0.1", urlsplit(address).port)
+        before = descriptors()
+        for _ in range(AT_ONCE - 1):
+            stack.enter_context(socket.create_connection(where, timeout=20))
+        eventually(lambda: descriptors() == before + 3 * (AT_ONCE - 1))
+        assert httpx.get(f"{address}/login").status_code == 200
+
+
+def test_without_descriptors_it_says_so_without_a_traceback(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, without anybody's address; then it serves again."""
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.05)
+    capture, level = LogCapture(), structlog.make_filtering_bound_logger(0)
+    monkeypatch.setattr(serving, "log", structlog.wrap_logger(None, [capture], wrapper_class=level))
+    with served(house) as address:
+        where = ("127.0.0.1", urlsplit(address).port)
+        accept = socket.socket.accept
+        failing = threading.Event()
+        failed = threading.Semaphore(0)
+
+        def none_left(listening: socket.socket) -> tuple[socket.socket, object]:
+            if failing.is_set() and listening.getsockname() == where:
+                failed.release()
+                raise OSError(errno.EMFILE, SECRET)
+            return accept(listening)
+
+        monkeypatch.setattr(socket.socket, "accept", none_left)
+        failing.set()
+        with socket.create_connection(where, timeout=20):
+            assert failed.acquire(timeout=20)
+            assert failed.acquire(timeout=20)
+            failing.clear()
+            assert httpx.get(f"{address}/login", timeout=20).status_code == 200
+    assert caplog.records == []
+    said = {"event": "console: the system has no room for a further connection", "log_level": "error"}
+    assert capture.entries == [said]
 
 
 def test_a_taken_port_is_said(house: House) -> None:
