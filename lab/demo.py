@@ -265,7 +265,11 @@ def _say_what_to_try(house: House) -> None:
     data = house.folder / "postgres"
     console.print("\nStill running:")
     for service in house.services:
-        console.print(f"  {service.module:16} {service.address}", highlight=False)
+        console.print(
+            f"  {service.module:16} {service.address:22} metrics: http://{service.metrics}/metrics",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"  {'the console':16} http://{house.console}   # in doubt, undelivered, each transaction's story")
     console.print(f"\nIn {processes.ROOT}, try:", highlight=False)
     for command in (
