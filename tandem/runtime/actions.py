@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,13 +16,19 @@ from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telling import Action
 
 MAX_REASON = 500
+NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of a character, and ends of lines and paragraphs."""
+
 MAX_SHOWN = 100
 """Actions that are shown of one transaction: the latest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Who acts, and why: both are kept. Raises InvalidRequest where either is missing or too long."""
+    """Who acts, and why: both are kept, and shown on terminals.
+
+    Raises InvalidRequest where either is missing, too long, or has more than one line or another control character.
+    """
 
     actor: str
     reason: str
@@ -31,6 +38,11 @@ class Operator:
             Violation(name, f"must have 1 to {MAX_REASON} characters")
             for name, text in (("actor", self.actor), ("reason", self.reason))
             if not 1 <= len(text.strip()) <= MAX_REASON
+        ]
+        wrong += [
+            Violation(name, "must be one line without control characters")
+            for name, text in (("actor", self.actor), ("reason", self.reason))
+            if any(unicodedata.category(character) in NOT_SHOWN for character in text)
         ]
         if wrong:
             raise InvalidRequest(wrong)

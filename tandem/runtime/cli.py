@@ -32,13 +32,16 @@ from tandem.runtime.telling import at
 
 Key = Annotated[str, typer.Argument(metavar="COORDINATOR/TRANSACTION_ID", help="the transaction")]
 Why = Annotated[str, typer.Option("--reason", help="why: it is kept")]
-Actor = Annotated[str, typer.Option(help="who: it is kept; not given: your login name")]
+Actor = Annotated[str, typer.Option(help="who: it is kept; not given: your login name, if it is a person's")]
 Participant = Annotated[str, typer.Option(help="only those of this participant")]
 OfCoordinator = Annotated[str, typer.Option("--coordinator", help="only those of this coordinator")]
 OlderThan = Annotated[str, typer.Option(metavar="AGE", help="only those older than this: 90s, 5m, 2h, 3d")]
 PageSize = Annotated[int, typer.Option("--limit", min=1, max=1000, help="rows a page")]
 PageToken = Annotated[str, typer.Option("--page", metavar="TOKEN", help="the page that the one before has named")]
 AsJson = Annotated[bool, typer.Option("--json", help="as JSON, with all that is known")]
+
+NOBODY = ("", "root", "tandem", "nobody")
+"""Login names that say nothing of who acts; "tandem" is the image's."""
 
 WIDE = 250
 """Columns of a table that goes to a file or a pipe: it has room; a terminal says how much it has."""
@@ -113,8 +116,20 @@ def key_of(text: str) -> TransactionKey:
 
 
 def operator(actor: str, reason: str) -> Operator:
-    """Who acts and why."""
-    return Operator(actor or getpass.getuser(), reason)
+    """Who acts and why. Raises BadParameter where nobody says who, and the login name does not."""
+    return Operator(actor or _login_name(), reason)
+
+
+def _login_name() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name
+        name = ""
+    if name in NOBODY:
+        raise typer.BadParameter(
+            f"say who you are: the login name ({name or 'none'}) is nobody's", param_hint="--actor"
+        )
+    return name
 
 
 def process_cli(name: str, what: str, kind: type[ProcessSettings], serve: Callable[[], None]) -> typer.Typer:

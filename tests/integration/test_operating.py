@@ -184,7 +184,7 @@ def test_r5_nothing_is_forced_that_is_not_there(house: House) -> None:
     assert caught.value.reason is Reason.NOT_FOUND
     with pytest.raises(InvalidRequest):
         operating.force(house.ledger.participant, key, State.PREPARED, ME)
-    for actor, reason in (("", "why"), ("me", " "), ("me", "x" * 501)):
+    for actor, reason in (("", "why"), ("me", " "), ("me", "x" * 501), ("me", "a\nb"), ("m\x1b", "why")):
         with pytest.raises(InvalidRequest):
             Operator(actor, reason)
 
@@ -256,6 +256,7 @@ def test_the_commands(new_database: Callable[[str], str], monkeypatch: pytest.Mo
     from coordinator import cli as coordinator_cli
     from profiles_server import cli as profiles_cli
 
+    monkeypatch.setenv("LOGNAME", "ada")
     monkeypatch.setenv("PROFILES_DATABASE_URL", new_database("commands_profiles"))
     monkeypatch.setenv("COORDINATOR_DATABASE_URL", new_database("commands_coordinator"))
 

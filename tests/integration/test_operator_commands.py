@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +68,9 @@ class Commands:
 
 
 @pytest.fixture
-def commands(house: House) -> Commands:
+def commands(house: House, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """As somebody runs them who has logged in as grace."""
+    monkeypatch.setenv("LOGNAME", "grace")
     return Commands(house)
 
 
@@ -212,7 +213,7 @@ def test_r5_resolve_confirms_what_was_forced(house: House, commands: Commands) -
     assert taken(house, participant_action) == []
     for tx, outcome in ((right, "committed"), (wrong, "aborted")):
         said = commands.participant("force", tx.key, "--outcome", outcome, "--reason", "the log is lost")
-        assert f"recorded: {getpass.getuser()}, " in said
+        assert "recorded: grace, " in said
     assert "published" in commands.participant("resolve", right.key, "--reason", "it is back")
     said = commands.participant("resolve", wrong.key, "--reason", "it is back", code=1)
     assert "ALREADY_ABORTED" in said
@@ -222,6 +223,45 @@ def test_r5_resolve_confirms_what_was_forced(house: House, commands: Commands) -
     assert "`close` ends the asking" in told
     commands.participant("close", wrong.key, "--reason", "opened by hand")
     assert "Nothing is left to do." in commands.participant("show", wrong.key)
+
+
+@pytest.mark.parametrize("login", ["root", "tandem", "nobody", None])
+def test_somebody_acts(house: House, commands: Commands, monkeypatch: pytest.MonkeyPatch, login: str | None) -> None:
+    """A login name that is everybody's, or none, is not written down as who did it: --actor is asked for."""
+
+    def user() -> str:
+        if login is None:
+            raise KeyError("getpwuid(): uid not found: 10001")
+        return login
+
+    monkeypatch.setattr("tandem.runtime.cli.getpass.getuser", user)
+    tx = prepared(house)
+    decide(house, tx)
+    house.coordinator.log.park("ledger", {tx.key: "TRANSACTION_UNKNOWN"})
+    for command, arguments in (
+        (commands.participant, ("force", tx.key, "--outcome", "aborted", "--reason", "x")),
+        (commands.participant, ("resolve", tx.key, "--reason", "x")),
+        (commands.coordinator, ("retry", tx.key)),
+        (commands.coordinator, ("close", tx.key, "--participant", "ledger", "--reason", "x")),
+    ):
+        said = command(*arguments, code=2)
+        assert "--actor" in said
+        assert "say who you are" in said
+    assert taken(house, participant_action) == taken(house, coordinator_action) == []
+    commands.coordinator("retry", tx.key, "--actor", "ada")
+    assert [actor for _, actor, _ in taken(house, coordinator_action)] == ["ada"]
+
+
+def test_what_is_kept_is_one_line(house: House, commands: Commands) -> None:
+    """A name or a reason can neither write on an operator's terminal nor look like another line."""
+    tx = prepared(house)
+    for name, other in (("actor", "reason"), ("reason", "actor")):
+        for text in ("x\ny", "x\ry", "\x1b[2Jx", "x\x07", "x\x7f", "x\u0085y", "x\u2028y", "x\ud800"):
+            said = commands.participant("retry", tx.key, f"--{name}", text, f"--{other}", "ada", code=1)
+            assert f"{name}: must be one line without control characters" in said
+    assert taken(house, participant_action) == []
+    commands.participant("retry", tx.key, "--actor", "Åsa Çelik-O’Neill", "--reason", "naïve: 50 % «lost» 😀")
+    assert "naïve: 50 % «lost» 😀" in commands.participant("show", tx.key)
 
 
 def test_a_parked_delivery_is_told_retried_and_given_up(house: House, commands: Commands) -> None:
