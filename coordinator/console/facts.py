@@ -58,10 +58,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Lately:
-    """How transactions have ended lately at one participant.
+    """How what began lately has ended at one participant. What began before is not in it, whenever it ended.
 
     window_s: begun within so many seconds. shown_all: whether that is all, or the first LOOKED_AT. ended: (state, by
-    whom) → how many. p50_s, p99_s: from prepared to ended, by the participant's own clock; None where none has.
+    whom) → how many. p50_s, p99_s: from prepared to ended, by the participant's own clock; None where none has. There
+    is no p99_s of a window below the longest: what takes longer than the window could not be in it.
     """
 
     window_s: int
@@ -69,6 +70,11 @@ class Lately:
     ended: dict[tuple[str, str], int]
     p50_s: float | None
     p99_s: float | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the window did not have to be shortened."""
+        return self.window_s == WINDOWS_S[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +193,9 @@ def _lately(sources: Sources, name: str) -> Lately:
         for b in ended
         if b.resolved_at is not None and b.prepared_at is not None and not b.tombstone
     ]
+    p99_s = percentile(took, 99) if window_s == WINDOWS_S[0] else None
     counts = Counter((b.state, b.resolved_by) for b in ended)
-    return Lately(window_s, not more, dict(sorted(counts.items())), percentile(took, 50), percentile(took, 99))
+    return Lately(window_s, not more, dict(sorted(counts.items())), percentile(took, 50), p99_s)
 
 
 def percentile(values: Iterable[float], percent: float) -> float | None:

@@ -474,8 +474,16 @@ def test_too_many_for_the_hour(house: House, monkeypatch: pytest.MonkeyPatch) ->
         house.coordinator.prepare({"ledger": [facts_entry()]}, transaction_id=new_id(age_s=age_s)).finish()
     with TestClient(console(sources_of(house), Keys("127.0.0.1", None)), base_url="http://127.0.0.1") as client:
         seen = text(client.get("/"))
-    assert "what began in the last 5 minutes and has ended" in seen
-    assert "More than 2 began in the last hour, so this is all of the last 5 minutes only" in seen
+    assert "ledger: begun in the last 5 minutes, and ended" in seen
+    assert "other: begun in the last hour, and ended" in seen
+    assert "More than 2 began in the last hour, so this is all of the last 5 minutes only." in seen
+    assert "no p99 is shown: the metric tandem_in_doubt_seconds and the dashboard have it" in seen
+    assert re.search(r"p50 [\d,.]+ m?s\. More than 2", seen)
+    assert seen.count("p99 none ended") == 1, "of the other, which has the whole hour"
+    seen_by = {one.name: one.lately for one in facts.overview(sources_of(house)).participants}
+    assert seen_by["ledger"] is not None
+    assert seen_by["ledger"].p50_s is not None
+    assert seen_by["ledger"].p99_s is None
 
 
 def facts_entry() -> object:
