@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from coordinator.console import facts
-from coordinator.console.security import COOKIE, Guard, Keys, TooLarge, form_of
+from coordinator.console.security import Guard, Keys, TooLarge, form_of
 from tandem.coordinator import operating, story
 from tandem.runtime import telling
 from tandem.runtime.actions import MAX_REASON, Operator
@@ -258,19 +258,19 @@ class _Pages:
         return self._page("login.html", wrong=False)
 
     async def login(self, request: Request) -> Response:
-        """A cookie for the token: gone with the browser, and with this process."""
+        """A cookie for the token: gone with the browser, or with the token."""
         form = await form_of(request)
         if not self._keys.opens(form.get("token", "")):
             log.warning("console: a wrong token")
             return self._page("login.html", status=401, wrong=True)
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, self._keys.sign("cookie"), httponly=True, samesite="strict", path="/")
+        self._keys.give_cookie(answer, request.headers)
         return answer
 
-    def logout(self, _: Request) -> Response:
+    def logout(self, request: Request) -> Response:
         """Takes the cookie back."""
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        self._keys.take_cookie(answer, request.headers)
         return answer
 
     # --- what goes wrong ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem.runtime.errors import ConfigurationError
@@ -26,7 +26,6 @@ MAX_FIELDS = 16
 MIN_TOKEN = 16
 """Characters: a shorter one could be tried out."""
 
-COOKIE = "tandem_console"
 OPEN_PATHS = ("/login", "/static/console.css")
 """Seen without the token."""
 
@@ -56,10 +55,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Keys:
-    """The token, and a secret of this process that signs forms and the cookie: both end with it."""
+    """The token, and a secret that signs forms and the cookie.
 
-    def __init__(self, host: str, token: str | None) -> None:
-        """Raises ConfigurationError where anybody could come in."""
+    Where there is a token, coordinators of the same name have the same secret, so each takes what another has signed;
+    without one it is this process', and ends with it. The cookie has the coordinator's name: a browser knows hosts, not
+    ports, and would send one console's to another.
+    """
+
+    def __init__(self, host: str, token: str | None, coordinator: str) -> None:
+        """coordinator: its name. Raises ConfigurationError where anybody could come in."""
         if token is not None and len(token) < MIN_TOKEN:
             raise ConfigurationError(f"COORDINATOR_CONSOLE_TOKEN must have at least {MIN_TOKEN} characters")
         if token is None and not is_loopback(host):
@@ -67,7 +71,11 @@ class Keys:
                 "COORDINATOR_CONSOLE_LISTEN names a host that others can reach: set COORDINATOR_CONSOLE_TOKEN, too"
             )
         self._token = token
+        self.cookie = f"tandem_console_{coordinator}"
         self._secret = secrets.token_bytes(32)
+        if token is not None:
+            purpose = f"tandem console {coordinator}"
+            self._secret = hmac.new(token.encode(), purpose.encode(), hashlib.sha256).digest()
 
     @property
     def are_needed(self) -> bool:
@@ -79,7 +87,7 @@ class Keys:
         return self._token is not None and hmac.compare_digest(token.encode(), self._token.encode())
 
     def sign(self, what: str) -> str:
-        """What only this process can have written."""
+        """What only who has the secret can have written."""
         return hmac.new(self._secret, what.encode(), hashlib.sha256).hexdigest()
 
     def is_signed(self, what: str, signature: str) -> bool:
@@ -94,10 +102,25 @@ class Keys:
         if scheme.lower() == "bearer":
             return self.opens(token.strip())
         try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
         return morsel is not None and self.is_signed("cookie", morsel.value)
+
+    def give_cookie(self, answer: Response, asked: Headers) -> None:
+        """Lets a browser in that has brought the token, until it ends."""
+        answer.set_cookie(
+            self.cookie, self.sign("cookie"), secure=_by_https(asked), httponly=True, samesite="strict", path="/"
+        )
+
+    def take_cookie(self, answer: Response, asked: Headers) -> None:
+        """Takes it back."""
+        answer.delete_cookie(self.cookie, secure=_by_https(asked), httponly=True, samesite="strict", path="/")
+
+
+def _by_https(asked: Headers) -> bool:
+    """Whether a proxy says that it was asked by https. Who lies only gets a cookie that is sent less often."""
+    return asked.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
 
 
 class Guard:

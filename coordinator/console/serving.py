@@ -95,7 +95,7 @@ def serve_console(listen: str, token: str | None, sources: Sources, stack: ExitS
     host = host.strip("[]")
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise ConfigurationError("COORDINATOR_CONSOLE_LISTEN must be host:port")
-    keys = Keys(host, token)
+    keys = Keys(host, token, sources.name)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, int(port)), family=family)

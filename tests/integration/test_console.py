@@ -18,6 +18,7 @@ import httpx2 as httpx
 import pytest
 import sqlalchemy as sa
 import structlog
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from structlog.testing import LogCapture
 
@@ -42,9 +43,14 @@ def house(new_database: Callable[[str], str]) -> Iterator[House]:
         yield house
 
 
+def unlocked(house: House) -> Starlette:
+    """The console without a token."""
+    return console(sources_of(house), Keys("127.0.0.1", None, COORDINATOR))
+
+
 @pytest.fixture
 def client(house: House) -> Iterator[TestClient]:
-    with TestClient(console(sources_of(house), Keys("127.0.0.1", None)), base_url="http://127.0.0.1") as client:
+    with TestClient(unlocked(house), base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -255,7 +261,7 @@ def test_a_form_of_elsewhere_does_nothing(house: House, client: TestClient) -> N
 
 @pytest.fixture
 def locked(house: House) -> Iterator[TestClient]:
-    keys = Keys("0.0.0.0", TOKEN)
+    keys = Keys("0.0.0.0", TOKEN, COORDINATOR)
     app = console(sources_of(house), keys)
     with TestClient(app, base_url="http://console.example", follow_redirects=False) as client:
         yield client
@@ -283,17 +289,69 @@ def test_a_login(locked: TestClient) -> None:
     cookie = opened.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
+    assert "secure" not in cookie, "a browser would not send it by http"
     assert TOKEN not in cookie
     assert "Log out" in text(locked.get("/"))
     assert locked.post("/logout").status_code == 303
     assert locked.get("/").status_code == 303
-    locked.cookies.set("tandem_console", "made-up")
+    locked.cookies.set(f"tandem_console_{COORDINATOR}", "made-up")
     assert locked.get("/").status_code == 303
+
+
+def opened_by(house: House, cookie: str, keys: Keys) -> bool:
+    """Whether that cookie opens a console with those keys."""
+    with TestClient(console(sources_of(house), keys), base_url="http://console.example") as client:
+        answer = client.get("/", headers={"Cookie": cookie}, follow_redirects=False)
+        assert answer.status_code in (200, 303)
+        return answer.status_code == 200
+
+
+def test_replicas_take_each_others_cookies_and_forms(house: House, locked: TestClient) -> None:
+    """Behind a load balancer any of them may be asked next. Another token's or coordinator's opens nothing."""
+    cookie = locked.post("/login", data={"token": TOKEN}).headers["set-cookie"].partition(";")[0]
+    replica = Keys("0.0.0.0", TOKEN, COORDINATOR)
+    assert opened_by(house, cookie, replica)
+    assert not opened_by(house, cookie, Keys("0.0.0.0", f"{TOKEN}2", COORDINATOR))
+    another = Keys("0.0.0.0", TOKEN, "another")
+    assert not opened_by(house, cookie, another)
+    assert not opened_by(house, f"{another.cookie}={cookie.partition('=')[2]}", another)
+
+    tx = parked(house)
+    path = f"/transactions/{tx.key}/retry"
+    asked = {"token": form_token(locked.get(path)), "actor": "ada", "reason": "because"}
+    with TestClient(console(sources_of(house), replica), base_url="http://console.example") as other:
+        done = other.post(path, data=asked, headers={"Cookie": cookie}, follow_redirects=False)
+    assert (done.status_code, len(actions(house))) == (303, 1)
+
+
+def test_two_consoles_of_one_host(locked: TestClient) -> None:
+    """Logging in to one does not log out of the other: a browser tells hosts, not ports."""
+    locked.post("/login", data={"token": TOKEN})
+    locked.cookies.set("tandem_console_another", "another's")
+    assert locked.get("/").status_code == 200
+
+
+def test_without_a_token_the_secret_is_the_process_own() -> None:
+    """Nothing that is known could make it."""
+    one, other = (Keys("127.0.0.1", None, COORDINATOR) for _ in range(2))
+    assert one.is_signed("x", one.sign("x"))
+    assert not one.is_signed("x", other.sign("x"))
+
+
+@pytest.mark.parametrize(("proxy", "secure"), [("https", True), ("HTTPS, http", True), ("http", False), ("", False)])
+def test_a_cookie_given_by_https_stays_there(locked: TestClient, proxy: str, secure: bool) -> None:
+    """A proxy says how it was asked."""
+    headers = {"X-Forwarded-Proto": proxy}
+    given = locked.post("/login", data={"token": TOKEN}, headers=headers).headers["set-cookie"]
+    assert ("secure" in given.lower().split("; ")) is secure
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    taken = locked.post("/logout", headers={**headers, **bearer}).headers["set-cookie"]
+    assert ("secure" in taken.lower().split("; ")) is secure
 
 
 def test_without_a_token_only_loopback_is_answered(house: House) -> None:
     """A page elsewhere that points its own name at 127.0.0.1 gets nothing."""
-    app = console(sources_of(house), Keys("127.0.0.1", None))
+    app = unlocked(house)
     for host, status in (
         ("127.0.0.1:80", 200),
         ("localhost", 200),
@@ -472,7 +530,7 @@ def test_too_many_for_the_hour(house: House, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(facts.held_at, "__kwdefaults__", {**facts.held_at.__kwdefaults__, "size": 2})
     for age_s in (1_800, 1_800, 60):
         house.coordinator.prepare({"ledger": [facts_entry()]}, transaction_id=new_id(age_s=age_s)).finish()
-    with TestClient(console(sources_of(house), Keys("127.0.0.1", None)), base_url="http://127.0.0.1") as client:
+    with TestClient(unlocked(house), base_url="http://127.0.0.1") as client:
         seen = text(client.get("/"))
     assert "ledger: begun in the last 5 minutes, and ended" in seen
     assert "other: begun in the last hour, and ended" in seen
