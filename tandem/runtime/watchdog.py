@@ -24,12 +24,16 @@ class Watchdog:
         self._pid = 0
 
     def watch(self, descriptor: int, seconds: float) -> int:
-        """Watches a socket for so long; returns what `release` wants."""
+        """Watches a socket for so long; returns what `release` wants. Raises OSError, RuntimeError where nobody can."""
         own = os.dup(descriptor)  # whatever becomes of the connection, no other socket can get this number
         with self._lock:
             if self._pid != os.getpid():  # the first time, or in a process that was forked off
+                try:
+                    threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+                except RuntimeError:  # no thread to be had: the next one tries again
+                    os.close(own)
+                    raise
                 self._pid = os.getpid()
-                threading.Thread(target=self._run, name="watchdog", daemon=True).start()
             self._watched[own] = time.monotonic() + seconds
         return own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 
 import pytest
@@ -26,6 +27,26 @@ def test_a_silent_peer_is_given_up() -> None:
     watched.release(own)
     ours.close()
     theirs.close()
+
+
+def test_a_moment_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept of that attempt, and the next one is watched."""
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ours, theirs = socket.socketpair()
+    watched = Watchdog()
+    before = open_descriptors()
+    with ours, theirs:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(RuntimeError):
+                watched.watch(ours.fileno(), 0.1)
+        assert open_descriptors() == before
+        watched.watch(ours.fileno(), 0.1)
+        ours.settimeout(20)
+        assert ours.recv(1) == b""
 
 
 def test_what_is_released_is_left_alone() -> None:
