@@ -242,6 +242,7 @@ def _console(settings: Settings, url: str, coordinator: Coordinator, stack: Exit
         return ""
     try:
         from coordinator.console.facts import Sources
+        from coordinator.console.remote import Operations
         from coordinator.console.serving import serve_console
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "jinja2", "uvicorn"):
@@ -252,7 +253,14 @@ def _console(settings: Settings, url: str, coordinator: Coordinator, stack: Exit
         ) from None
     engine = open_engine(url, "coordinator console", stack, pool_size=CONSOLE_POOL)
     token = settings.console_token.get_secret_value() if settings.console_token is not None else None
-    sources = Sources(settings.name, DecisionLog(engine, settings.times), coordinator.participants)
+    operator_tokens = {name: secret.get_secret_value() for name, secret in settings.operator_tokens.items()}
+    if not operator_tokens.keys() <= settings.participants.keys():  # which one is not said: it may be a token
+        raise ConfigurationError(
+            "COORDINATOR_OPERATOR_TOKENS names a participant that COORDINATOR_PARTICIPANTS does not name"
+        )
+    operations = Operations(settings.participants, operator_tokens)
+    stack.callback(operations.close)
+    sources = Sources(settings.name, DecisionLog(engine, settings.times), coordinator.participants, operations)
     return serve_console(settings.console_listen, token or None, sources, stack)
 
 

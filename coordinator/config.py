@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
+from tandem.runtime.config import NAME_PATTERN, OperatorTokens, ProcessSettings, Targets
 
 
 class Settings(ProcessSettings):
@@ -44,6 +44,12 @@ class Settings(ProcessSettings):
     )
     console_token: SecretStr | None = Field(
         None, description="what opens the console, at least 16 characters; required unless its host is loopback"
+    )
+    operator_tokens: OperatorTokens = Field(
+        {},
+        description="what the console brings to participants to ask again or force an outcome there:"
+        " name=token,name=token, each as its participant has it (PROFILES_OPERATOR_TOKEN), or a JSON object; not set:"
+        " the console shows the commands instead",
     )
     recovery_interval_s: float = Field(
         1.0,

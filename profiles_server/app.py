@@ -22,6 +22,7 @@ from profiles_server.servicer import ProfilesServicer
 from tandem.participant.gauges import ParticipantGauges
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
+from tandem.participant.operations_servicer import OperationsServicer
 from tandem.participant.participant import Participant
 from tandem.participant.purge import Purge
 from tandem.participant.resolver import Resolver
@@ -74,6 +75,9 @@ class App:
             )
             stack.callback(self._server.drain, settings.drain_s)
             ParticipantServicer(participant, resolver).add_to(self._server)
+            if settings.operator_token is not None:
+                token = settings.operator_token.get_secret_value()
+                OperationsServicer(participant, resolver, token).add_to(self._server)
             ProfilesServicer(Reader(engine, resolver)).add_to(self._server)
 
             self._server.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
+from tandem.runtime.config import NAME_PATTERN, OperatorToken, ProcessSettings, Targets
 
 
 class Settings(ProcessSettings):
@@ -32,6 +32,11 @@ class Settings(ProcessSettings):
         ge=2,
         le=200,
         description="database connections at most; votes that wait for a lock may hold some for a while",
+    )
+    operator_token: OperatorToken = Field(
+        None,
+        description="what the coordinator's console must bring to ask again or force an outcome here"
+        " (docs/console.md), 16 to 200 printable ASCII characters; not set: nobody can over gRPC",
     )
     sweep_interval_s: float = Field(
         1.0,

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy.engine import Row
 
+from coordinator.console.remote import Operations
 from tandem.coordinator import story
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.participants import Participants
@@ -41,11 +42,15 @@ AGES = (("under 10 s", 10), ("10 s to 1 minute", 60), ("1 to 10 minutes", 600), 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where facts are read. name: the coordinator's. The engine and the channels are for the console's requests."""
+    """Where facts are read. name: the coordinator's. The engine and the channels are for the console's requests.
+
+    operations: the participants that take orders.
+    """
 
     name: str
     log: DecisionLog
     participants: Participants
+    operations: Operations = field(default_factory=lambda: Operations({}, {}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""The console's pages: reads a request, gathers, renders; what is done by hand is `tandem.coordinator.operating`'s.
+"""The console's pages: reads a request, gathers, renders. What is done by hand is `tandem.coordinator.operating`'s;
+what participants are told to do is in `ordering`.
 
 Nothing of the writes is ever shown: ids, times, states, reasons, and operators' names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +21,9 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from coordinator.console import facts
+from coordinator.console.forms import Forged, check, deed, key_in, operator_in, path_of
+from coordinator.console.ordering import Ordering
+from coordinator.console.remote import Unheard
 from coordinator.console.security import Guard, Keys, TooLarge, form_of
 from tandem.coordinator import operating, story
 from tandem.runtime import telling
@@ -57,6 +61,7 @@ def console(sources: facts.Sources, keys: Keys) -> Starlette:
             Route(f"{one}/retry", pages.retry, methods=["POST"]),
             Route(f"{one}/close/{{participant}}", pages.confirm_close),
             Route(f"{one}/close/{{participant}}", pages.close, methods=["POST"]),
+            *pages.ordering.routes(one),
             Route("/login", pages.show_login),
             Route("/login", pages.login, methods=["POST"]),
             Route("/logout", pages.logout, methods=["POST"]),
@@ -65,6 +70,8 @@ def console(sources: facts.Sources, keys: Keys) -> Starlette:
         middleware=[Middleware(Guard, keys=keys, broken=pages.broken)],
         exception_handlers={
             TandemError: pages.failed,
+            Unheard: pages.unheard,
+            Forged: pages.forged,
             TooLarge: pages.too_large,
             HTTPException: pages.no_page,
         },
@@ -81,6 +88,7 @@ class _Pages:
     def __init__(self, sources: facts.Sources, keys: Keys) -> None:
         self._sources = sources
         self._keys = keys
+        self.ordering = Ordering(sources, keys, self._page)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -173,20 +181,22 @@ class _Pages:
         """To the page of a transaction whose name was typed in; without a coordinator's name, this one's."""
         text = request.query_params.get("transaction", "").strip()
         key = key_of(text if "/" in text else f"{self._sources.name}/{text}")
-        return RedirectResponse(_path(key), 303)
+        return RedirectResponse(path_of(key), 303)
 
     def transaction(self, request: Request) -> Response:
         """One transaction's story."""
-        told = self._story(_key(request))
+        told = self._story(key_in(request))
+        ordered = self._sources.operations.names
         known = told.decision is not None or any(branch.state or branch.trouble for branch in told.branches)
         return self._page(
             "transaction.html",
             status=200 if known else 404,
             story=told,
-            path=_path(told.key),
-            done=request.query_params.get("done", ""),
+            path=path_of(told.key),
+            done=_done(request.query_params),
             can_retry=any(branch.listed and (branch.parked or not branch.acknowledged) for branch in told.branches),
-            commands={branch.participant: _commands(branch, told) for branch in told.branches},
+            ordered=[branch for branch in told.branches if branch.participant in ordered and _is_open(branch)],
+            commands={branch.participant: _commands(branch, told, ordered) for branch in told.branches},
         )
 
     def _story(self, key: TransactionKey) -> story.Story:
@@ -196,11 +206,11 @@ class _Pages:
 
     def confirm_retry(self, request: Request) -> Response:
         """Asks for who and why."""
-        return self._confirm(_key(request), "retry", "")
+        return self._confirm(key_in(request), "retry", "")
 
     def confirm_close(self, request: Request) -> Response:
         """Asks for who and why."""
-        return self._confirm(_key(request), "close", request.path_params["participant"])
+        return self._confirm(key_in(request), "close", request.path_params["participant"])
 
     def _confirm(
         self,
@@ -215,10 +225,10 @@ class _Pages:
             "confirm.html",
             status=400 if wrong else 200,
             key=key,
-            path=_path(key),
+            path=path_of(key),
             action=action,
             participant=participant,
-            token=self._keys.sign(_deed(key, action, participant)),
+            token=self._keys.sign(deed(action, key, participant)),
             wrong=wrong,
             given=given or {},
         )
@@ -235,21 +245,17 @@ class _Pages:
         )
 
     async def _act(
-        self, request: Request, action: str, participant: str, deed: Callable[[TransactionKey, Operator], object]
+        self, request: Request, action: str, participant: str, act: Callable[[TransactionKey, Operator], object]
     ) -> Response:
-        key = _key(request)
+        key = key_in(request)
         form = await form_of(request)
-        if not self._keys.is_signed(_deed(key, action, participant), form.get("token", "")):
-            return self._page(
-                "message.html", status=403, title="Not done",
-                message="This form is not of this process: it was restarted meanwhile. Go back, reload, and try again.",
-            )  # fmt: skip
+        check(form, self._keys, deed(action, key, participant))
         try:
-            by = Operator(form.get("actor", "").strip(), form.get("reason", "").strip())
+            by = operator_in(form)
         except InvalidRequest as error:
             return self._confirm(key, action, participant, wrong=error.message, given=form)
-        await run_in_threadpool(deed, key, by)
-        return RedirectResponse(f"{_path(key)}?done={action}", 303)
+        await run_in_threadpool(act, key, by)
+        return RedirectResponse(f"{path_of(key)}?done={action}", 303)
 
     # --- coming in ----------------------------------------------------------------------------------------
 
@@ -284,6 +290,18 @@ class _Pages:
         status = _STATUS.get(error.reason, 503)
         return self._page("message.html", status=status, title="Not done", message=error.message)
 
+    def unheard(self, _: Request, error: Exception) -> Response:
+        """A participant's answer got lost."""
+        assert isinstance(error, Unheard)
+        return self._page("message.html", status=503, title="Not known", message=error.message)
+
+    def forged(self, _: Request, __: Exception) -> Response:
+        """A form of elsewhere, or of a former process."""
+        return self._page(
+            "message.html", status=403, title="Not done",
+            message="This form is not of this process: it was restarted meanwhile. Go back, reload, and try again.",
+        )  # fmt: skip
+
     def too_large(self, _: Request, __: Exception) -> Response:
         """A form that is none of ours."""
         return self._page("message.html", status=413, title="Not done", message="The form is too large, or is none.")
@@ -302,17 +320,19 @@ class _Pages:
         return self._refused(told)
 
 
-def _key(request: Request) -> TransactionKey:
-    return key_of(f"{request.path_params['coordinator']}/{request.path_params['transaction_id']}")
+_DONE = {
+    "retry": "Recorded. It is due: the next recovery delivers it.",
+    "close": "Recorded. The delivery is given up; the decision stays what it is.",
+    "force": "Recorded there. Its sweeper goes on asking for the decision: if that is another, it is parked and pages.",
+}
 
 
-def _path(key: TransactionKey) -> str:
-    return f"/transactions/{key}"
-
-
-def _deed(key: TransactionKey, action: str, participant: str) -> str:
-    """What a form's signature stands for: this deed on this transaction, and no other."""
-    return f"form {action} {key} {participant}"
+def _done(told: Mapping[str, str]) -> str:
+    """What has just been done, in words; "" where an address says what is none of ours."""
+    done, answer = told.get("done", ""), told.get("answer", "")
+    if done == "resolve" and (answer in telling.ANSWERS or answer in Reason.__members__):
+        return f"Recorded there. This came of it: {telling.came_of(answer)}."
+    return _DONE.get(done, "")
 
 
 def _next(request: Request, token: str, **changed: str) -> str:
@@ -323,13 +343,21 @@ def _next(request: Request, token: str, **changed: str) -> str:
     return f"{request.url.path}?{urlencode({**asked, **changed, 'page': token})}"
 
 
-def _commands(branch: telling.Branch, told: story.Story) -> list[str]:
-    """What to run at the participant: its own operations need its own database, so no button of ours can do them."""
+def _is_open(branch: telling.Branch) -> bool:
+    """Whether an operator could do anything about it there."""
+    return bool(branch.state) and (not branch.confirmed or bool(branch.parked_there))
+
+
+def _commands(branch: telling.Branch, told: story.Story, ordered: Collection[str]) -> list[str]:
+    """What to run at the participant, since no button of ours can do it. ordered: those that take our orders."""
     start = f"python -m {_KNOWN_PROCESSES.get(branch.participant, '…')} transactions"
-    if not branch.state or (branch.confirmed and not branch.parked_there):
+    if not _is_open(branch):
         return []
-    commands = [f"{start} resolve {told.key} --reason '…'"]
+    is_ordered = branch.participant in ordered
+    commands = [] if is_ordered else [f"{start} resolve {told.key} --reason '…'"]
     if branch.state == "prepared":
+        if is_ordered:
+            return []
         outcome = told.decision.outcome if told.decision is not None else "aborted"
         commands.append(f"{start} force {told.key} --outcome {outcome} --reason '…' --dry-run")
     else:

@@ -7,6 +7,7 @@ Nothing here knows what the writes are. How it is used: `help(tandem)`.
 from tandem.participant.gauges import ParticipantGauges
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
+from tandem.participant.operations_servicer import OperationsServicer
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
 from tandem.participant.resource import Accepted, HeldBy, Refused, Resource, Staged, Staging, Write
@@ -19,6 +20,7 @@ __all__ = [
     "RESERVED",
     "Accepted",
     "HeldBy",
+    "OperationsServicer",
     "Participant",
     "ParticipantGauges",
     "ParticipantMetrics",

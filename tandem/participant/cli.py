@@ -108,7 +108,7 @@ def transactions_cli(process: str, open_participant: Open) -> typer.Typer:
         with plainly(process), open_participant() as (participant, resolver):
             by = operator(actor, reason)
             resolved = operating.resolve(participant, resolver, key_of(transaction), by)
-            print_sentences([_came_of(resolved.answer), recorded(by, resolved.at)])
+            print_sentences([telling.came_of(resolved.word), recorded(by, resolved.at)])
             if resolved.answer not in (Answer.COMMITTED, Answer.ABORTED):
                 raise typer.Exit(1)
 
@@ -153,25 +153,6 @@ def transactions_cli(process: str, open_participant: Open) -> typer.Typer:
             print_sentences(["closed: nobody is asked about it any more; its outcome here stays", recorded(by, at)])
 
     return cli
-
-
-def _came_of(answer: Answer | TandemError | None) -> str:
-    """What asking now has come to."""
-    later = "nothing was changed, and the sweeper asks again"
-    match answer:
-        case None:
-            return "it was not asked: its driver may still be at work, and to ask is to fence. The sweeper asks in time"
-        case Answer.COMMITTED:
-            return "it was decided committed: published"
-        case Answer.ABORTED:
-            return "it was decided aborted: discarded"
-        case Answer.UNDECIDED:
-            return f"it is undecided, and its driver may still be at work: {later}"
-        case Answer.EXPIRED:
-            return "no decision was written, and its id is too old for one: only `force` can end it"
-        case TandemError():
-            return f"it could not be ended ({answer.reason.value}): {later}"
-    return f"the answer was {answer.value.upper()}: {later}"
 
 
 def _columns(b: telling.Branch, row: Row[Any], now: Any) -> tuple[str, ...]:

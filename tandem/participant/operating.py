@@ -90,8 +90,22 @@ class Resolved:
     answer: Outcome | TandemError | None
     at: datetime
 
+    @property
+    def word(self) -> str:
+        """The answer, for `telling.came_of`."""
+        if isinstance(self.answer, TandemError):
+            return self.answer.reason.value
+        return "" if self.answer is None else self.answer.value
 
-def resolve(participant: Participant, resolver: Resolver, key: TransactionKey, operator: Operator) -> Resolved:
+
+def resolve(
+    participant: Participant,
+    resolver: Resolver,
+    key: TransactionKey,
+    operator: Operator,
+    *,
+    timeout_s: float = ASK_S,
+) -> Resolved:
     """Asks the coordinator now, parked or not, and applies what it answers, as the sweeper would.
 
     Undecided is fenced only once its driver has surely given up (R3). What can't be ended now stays due: the sweeper
@@ -102,11 +116,12 @@ def resolve(participant: Participant, resolver: Resolver, key: TransactionKey, o
     with local_transaction(participant.engine) as connection:
         (row,) = rows.met(connection, [key])
     if row.state == State.PREPARED.value:
-        met = resolver.meet([key], by=ResolvedBy.SWEEPER, timeout_s=ASK_S, fence_after_s=after_s)
+        met = resolver.meet([key], by=ResolvedBy.SWEEPER, timeout_s=timeout_s, fence_after_s=after_s)
         return Resolved(met[key], at)
     if row.age_s <= after_s:
         return Resolved(None, at)
-    ((_, _, settled),) = resolver.settle({key.coordinator: [in_doubt(row)]}, by=ResolvedBy.SWEEPER, timeout_s=ASK_S)
+    questions = {key.coordinator: [in_doubt(row)]}
+    ((_, _, settled),) = resolver.settle(questions, by=ResolvedBy.SWEEPER, timeout_s=timeout_s)
     return Resolved(settled if isinstance(settled, TandemError) else settled[key], at)
 
 

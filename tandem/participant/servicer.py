@@ -163,15 +163,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         self, request: pb.ParticipantServiceGetTransactionRequest, context: grpc.ServicerContext
     ) -> pb.ParticipantServiceGetTransactionResponse:
         """One transaction; NOT_FOUND where nothing is known of it."""
-        key = key_from(request.key)
-        row = inspection.get(self._participant.engine, key)
-        if row is None:
-            raise TandemError(
-                "nothing is known of this transaction here",
-                reason=Reason.NOT_FOUND,
-                transaction_id=key.transaction_id,
-            )
-        return pb.ParticipantServiceGetTransactionResponse(transaction=_transaction(row))
+        return pb.ParticipantServiceGetTransactionResponse(transaction=found(self._participant, key_from(request.key)))
 
     def ListTransactions(
         self, request: pb.ParticipantServiceListTransactionsRequest, context: grpc.ServicerContext
@@ -250,6 +242,16 @@ def _each(
             item_answer = item_answer.below(f"requests[{position}]")
         result.append(item_answer)
     return result
+
+
+def found(participant: Participant, key: TransactionKey) -> transaction_pb2.PreparedTransaction:
+    """One transaction as it is told. Raises NOT_FOUND where nothing is known of it."""
+    row = inspection.get(participant.engine, key)
+    if row is None:
+        raise TandemError(
+            "nothing is known of this transaction here", reason=Reason.NOT_FOUND, transaction_id=key.transaction_id
+        )
+    return _transaction(row)
 
 
 def _transaction(row: Row[Any]) -> transaction_pb2.PreparedTransaction:

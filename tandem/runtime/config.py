@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem.runtime.errors import ConfigurationError
@@ -21,8 +21,8 @@ NAME_PATTERN = r"[a-z][a-z0-9-]{0,62}"
 _ASSIGNMENT = re.compile(rf"\s*({NAME_PATTERN})\s*=\s*(\S+)\s*")
 
 
-def _read_targets(value: object) -> object:
-    """name=target,…: a comma inside a target is one that no name follows."""
+def _read_assignments(value: object, what: str) -> object:
+    """name=value,…: a comma inside a value is one that no name follows. Errors hold nothing of it: it may be secret."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
@@ -30,15 +30,19 @@ def _read_targets(value: object) -> object:
             return json.loads(value)
         except ValueError:
             raise ValueError("starts like a JSON object and is none") from None
-    targets: dict[str, str] = {}
+    read: dict[str, str] = {}
     for part in re.split(rf",(?=\s*{NAME_PATTERN}\s*=)", value):
         match = _ASSIGNMENT.fullmatch(part)
         if match is None:
-            raise ValueError("must be name=target,name=target or a JSON object")
-        if match[1] in targets:
+            raise ValueError(f"must be name={what},name={what} or a JSON object")
+        if match[1] in read:
             raise ValueError("has a name twice")
-        targets[match[1]] = match[2]
-    return targets
+        read[match[1]] = match[2]
+    return read
+
+
+def _read_targets(value: object) -> object:
+    return _read_assignments(value, "target")
 
 
 def _check_targets(value: dict[str, str]) -> dict[str, str]:
@@ -54,11 +58,44 @@ Targets = Annotated[
 ]
 """name → gRPC target, from `name=target,name=target` or a JSON object."""
 
+MIN_TOKEN = 16
+"""Characters: a shorter one could be tried out."""
+
+_TOKEN = re.compile(rf"[!-~]{{{MIN_TOKEN},200}}")
+_TOKEN_RULE = f"a token has {MIN_TOKEN} to 200 printable ASCII characters and no space"
+
+
+def _check_token(value: SecretStr | None) -> SecretStr | None:
+    if value is None or not value.get_secret_value():
+        return None
+    if _TOKEN.fullmatch(value.get_secret_value()) is None:
+        raise ValueError(_TOKEN_RULE)
+    return value
+
+
+def _read_tokens(value: object) -> object:
+    return {} if value == "" else _read_assignments(value, "token")
+
+
+def _check_tokens(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    if not all(re.fullmatch(NAME_PATTERN, name) for name in value):
+        raise ValueError("a name has 1 to 63 lower-case letters, digits and -, a letter first")
+    if not all(map(_check_token, value.values())):
+        raise ValueError(_TOKEN_RULE)
+    return value
+
+
+OperatorToken = Annotated[SecretStr | None, AfterValidator(_check_token)]
+"""What an operator's calls carry as a bearer token; empty: none."""
+
+OperatorTokens = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_read_tokens), AfterValidator(_check_tokens)]
+"""Participant → its OperatorToken, from `name=token,name=token` or a JSON object; empty: none."""
+
 
 class ProcessSettings(BaseSettings):
     """What all three processes share. A subclass sets `env_prefix`."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     listen: str = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
     database_url: str | None = Field(

@@ -28,6 +28,9 @@ PARKED = {
 }
 """Why something waits for a person (R5), in words."""
 
+ANSWERS = frozenset({"", "committed", "aborted", "undecided", "expired", "in_progress", "wrong_log"})
+"""What asking for a decision can come to, beside the reason why it came to nothing: see `came_of`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -202,6 +205,60 @@ def at_participant(b: Branch, coordinator: str, now: datetime) -> Iterator[str]:
         yield f"The sweeper asks {coordinator} for the decision {when(b.asks_at, now)}{then}."
     else:
         yield "The coordinator's decision stands behind it. Nothing is left to do."
+
+
+def came_of(answer: str) -> str:
+    """What asking for one decision by hand has come to. answer: an outcome or another answer of the coordinator's as
+    Resolve has them, in lower case; the reason why it could not be ended; "" where it was not asked."""
+    later = "nothing was changed, and the sweeper asks again"
+    match answer:
+        case "":
+            return "it was not asked: its driver may still be at work, and to ask is to fence. The sweeper asks in time"
+        case "committed":
+            return "it was decided committed: published"
+        case "aborted":
+            return "it was decided aborted: discarded"
+        case "undecided":
+            return f"it is undecided, and its driver may still be at work: {later}"
+        case "expired":
+            return "no decision was written, and its id is too old for one: only `force` can end it"
+        case "in_progress" | "wrong_log":
+            return f"the answer was {answer.upper()}: {later}"
+    return f"it could not be ended ({answer}): {later}"
+
+
+def at_stake(participant: str, outcome: str, decision: str | None) -> Iterator[str]:
+    """What a forced outcome risks (R5). decision: the log's; "" where it holds none, None where it can't be known."""
+    if decision == outcome:
+        yield f"The decision log says {decision}, too. To ask now ends it the same way, without anything heuristic."
+    elif decision:
+        yield f"The decision log says {decision}, and nobody can change that: this splits the transaction for certain."
+    elif decision is None:
+        yield "It is another coordinator's transaction: what was decided is not known here."
+    elif outcome == "committed":
+        yield (
+            "No decision was written. Unless its initiator still commits it, the next question of the sweeper there "
+            "makes it aborted for good, and that contradicts what you force."
+        )
+    else:
+        yield (
+            "No decision was written so far; its initiator may still commit it. To ask now is safer: once its driver "
+            "has given up, that makes it aborted for good on both sides."
+        )
+    if outcome == "committed":
+        yield (
+            f"What is lost if the decision says aborted: the initiator's side does not exist, and the rows at "
+            f"{participant} are visible without it. Nobody takes them back: they have to be deleted by hand."
+        )
+    else:
+        yield (
+            f"What is lost if the decision says committed: the initiator's side exists, and what {participant} had "
+            "promised for it is deleted. Nothing here can bring it back: it has to be made again by hand."
+        )
+    yield (
+        "The outcome is heuristic: it is counted and kept with your name and reason, and the sweeper there goes on "
+        "asking for the decision. Agreement confirms it; contradiction parks it and pages."
+    )
 
 
 def parked(reason: str) -> str:

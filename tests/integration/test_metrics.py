@@ -254,7 +254,7 @@ def test_health_is_not_counted(house: House) -> None:
     with small(servicer) as (server, registry), grpc.insecure_channel(server.address) as channel:
         check, request = health_pb2_grpc.HealthStub(channel).Check, health_pb2.HealthCheckRequest()
         assert check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
-        server._reserved[CHECK]._limit = 0
+        server._reserved[CHECK].limit = 0
         with pytest.raises(grpc.RpcError) as caught:
             check(request, timeout=10)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -33,11 +33,18 @@ from profiles_server.config import Settings
 from tandem.participant.sweeper import Sweeper
 from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.profiles.v1 import profiles_service_pb2_grpc
+from tandem.runtime.auth import bearer
 from tandem.runtime.channel import open_channel
 from tandem.runtime.config import described, load
 from tandem.runtime.database import create_engine
 from tandem.runtime.errors import Reason, TandemError
-from tandem.v1 import participant_pb2, participant_pb2_grpc, transaction_pb2
+from tandem.v1 import (
+    operations_pb2,
+    operations_pb2_grpc,
+    participant_pb2,
+    participant_pb2_grpc,
+    transaction_pb2,
+)
 from tests.integration.profiles_support import LOG_ID, new_key, pack, person, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +240,46 @@ def test_garbage_is_answered_and_forgotten(url: str, monkeypatch: pytest.MonkeyP
         names = set(ProtoReflectionDescriptorDatabase(channel).get_services())
         assert {"tandem.v1.ParticipantService", "tandem.profiles.v1.ProfilesService"} < names
         silent.close()
+
+
+def test_an_operator_acts_from_afar_with_the_token_only(url: str) -> None:
+    """The service is there where the process has a token, and not elsewhere; no line of the log ever holds one."""
+    token, wrong = "canary-operator-token", "canary-of-another-token"
+    asked = request(person())
+    deed = operations_pb2.ForceTransactionRequest(
+        key=asked.key, outcome=transaction_pb2.TRANSACTION_STATE_ABORTED, actor="ada", reason="nobody will ever answer"
+    )
+    name = "tandem.v1.ParticipantOperationsService"
+
+    def code(channel: grpc.Channel, carried: str) -> grpc.StatusCode:
+        stub = operations_pb2_grpc.ParticipantOperationsServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ForceTransaction(deed, timeout=5, metadata=(bearer(carried),))
+        assert "canary" not in str(caught.value)
+        answered: grpc.StatusCode = caught.value.code()
+        return answered
+
+    with running(url, PROFILES_LOG_LEVEL="DEBUG") as process, open_channel(process.address) as channel:
+        participant_pb2_grpc.ParticipantServiceStub(channel).Prepare(asked, timeout=5)
+        assert name not in ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert code(channel, token) is grpc.StatusCode.UNIMPLEMENTED
+    with running(url, PROFILES_LOG_LEVEL="DEBUG", PROFILES_OPERATOR_TOKEN=token) as process:
+        with open_channel(process.address) as channel:
+            assert name in ProtoReflectionDescriptorDatabase(channel).get_services()
+            assert code(channel, wrong) is grpc.StatusCode.UNAUTHENTICATED
+            stub = operations_pb2_grpc.ParticipantOperationsServiceStub(channel)
+            forced = stub.ForceTransaction(deed, timeout=5, metadata=(bearer(token),))
+            assert (forced.staged, forced.found) == (1, 1)
+            assert code(channel, token) is grpc.StatusCode.INVALID_ARGUMENT
+        status, logged = process.end(signal.SIGTERM)
+    assert status == 0
+    assert "heuristic outcome" in logged
+    assert "UNAUTHENTICATED" in logged
+    assert "canary" not in logged
+    refused = run(url, PROFILES_OPERATOR_TOKEN="canary")
+    assert refused.returncode == 2
+    assert "PROFILES_OPERATOR_TOKEN" in refused.stderr
+    assert "canary" not in refused.stdout + refused.stderr
 
 
 def raw_call(channel: grpc.Channel, method: str, raw: bytes) -> grpc.StatusCode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from coordinator.console.facts import Sources
+from coordinator.console.remote import Operations
 from coordinator.console.serving import serve_console
 from tandem.coordinator.tables import decision
 from tests.support.house import COORDINATOR, House, entry, fresh_name, own
@@ -19,8 +20,19 @@ SECRET = "ada-lovelace"
 
 
 def sources_of(house: House) -> Sources:
-    """Where the console reads."""
+    """Where the console reads. Nobody takes its orders."""
     return Sources(COORDINATOR, house.coordinator.log, house.coordinator.participants)
+
+
+@contextmanager
+def ordering(house: House, tokens: Mapping[str, str]) -> Iterator[Sources]:
+    """The same with the tokens of those that do."""
+    targets = {name: f"127.0.0.1:{member.server.port}" for name, member in house.members.items()}
+    operations = Operations(targets, tokens)
+    try:
+        yield Sources(COORDINATOR, house.coordinator.log, house.coordinator.participants, operations)
+    finally:
+        operations.close()
 
 
 @contextmanager

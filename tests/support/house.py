@@ -6,7 +6,7 @@ Real PostgreSQL, real servers, real channels; only the processes are shared, so 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
@@ -24,6 +24,7 @@ from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
 from tandem.participant.metrics import ParticipantMetrics
+from tandem.participant.operations_servicer import OperationsServicer
 from tandem.participant.participant import Participant
 from tandem.participant.resolver import Resolver
 from tandem.participant.servicer import ParticipantServicer
@@ -169,9 +170,13 @@ class House:
 
 @contextmanager
 def built(
-    url_of: Callable[[str], str], *, times: Times | None = None, names: Sequence[str] = ("ledger", "other")
+    url_of: Callable[[str], str],
+    *,
+    times: Times | None = None,
+    names: Sequence[str] = ("ledger", "other"),
+    tokens: Mapping[str, str] | None = None,
 ) -> Iterator[House]:
-    """A house on fresh databases; `url_of(name)` makes one."""
+    """A house on fresh databases; `url_of(name)` makes one. tokens: of the participants that an operator may order."""
     times = times or Times()
     closing: list[Callable[[], None]] = []
     url = url_of("initiator")
@@ -183,7 +188,8 @@ def built(
     server = Server("127.0.0.1:0", reserved=RESERVED, registry=registry)
     members: dict[str, Member] = {}
     for name in names:
-        members[name] = member(name, url_of(name), {COORDINATOR: f"127.0.0.1:{server.port}"}, times)
+        coordinators = {COORDINATOR: f"127.0.0.1:{server.port}"}
+        members[name] = member(name, url_of(name), coordinators, times, token=(tokens or {}).get(name))
         closing.append(members[name].resolver.close)
         closing.append(members[name].engine.dispose)
         closing.append(lambda s=members[name].server: s.drain(0))
@@ -205,7 +211,7 @@ def built(
         house.close()
 
 
-def member(name: str, url: str, coordinators: dict[str, str], times: Times) -> Member:
+def member(name: str, url: str, coordinators: dict[str, str], times: Times, *, token: str | None = None) -> Member:
     """One running participant over the toy ledger."""
     engine = create_engine(url, pool_size=20)
     PARTICIPANT_MIGRATIONS.upgrade(engine)
@@ -220,6 +226,8 @@ def member(name: str, url: str, coordinators: dict[str, str], times: Times) -> M
     resolver = Resolver(participant, coordinators)
     server = Server("127.0.0.1:0", workers=16, registry=registry)
     ParticipantServicer(participant, resolver).add_to(server)
+    if token is not None:
+        OperationsServicer(participant, resolver, token).add_to(server)
     server.start()
     return Member(name, engine, participant, resolver, Sweeper(engine, resolver, metrics), server, metrics, registry)
 

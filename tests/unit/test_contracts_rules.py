@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import protovalidate
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.validation import _nested, violations
-from tandem.v1 import participant_pb2, transaction_pb2
+from tandem.v1 import operations_pb2, participant_pb2, transaction_pb2
 
 ROOT = Path(__file__).parents[2]
 GENERATED = sorted((ROOT / "tandem").rglob("*_pb2.py"))
@@ -104,6 +104,37 @@ def test_a_batch_is_measured_but_its_items_are_left_alone(kind: str) -> None:
     assert _rules_broken(batch()) == {("requests", "repeated.min_items")}
     assert _rules_broken(batch(requests=[bad_item] * 1000)) == set()
     assert _rules_broken(batch(requests=[bad_item] * 1001)) == {("requests", "repeated.max_items")}
+
+
+@pytest.mark.parametrize("kind", [operations_pb2.ForceTransactionRequest, operations_pb2.ResolveNowRequest])
+def test_who_and_why_are_texts_that_can_be_kept_and_shown(kind: Callable[..., Message]) -> None:
+    """Both are written down and shown in terminals: a name of one line, a reason that may have several."""
+    outcome = {"outcome": transaction_pb2.TRANSACTION_STATE_ABORTED} if "outcome" in _fields(kind) else {}
+
+    def broken(actor: str, reason: str) -> set[tuple[str, str]]:
+        return _rules_broken(kind(key=KEY, actor=actor, reason=reason, **outcome))
+
+    for actor, reason in (("a", "why"), ("Zoë Żółć", "x" * 500), ("é" * 100, "one\r\n\ttwo")):
+        assert broken(actor, reason) == set()
+    for actor in (" ", "a\nb", "\x1b[2J", "a\x9b"):
+        assert broken(actor, "why") == {("actor", "actor.printable")}
+    for reason in ("   ", "why\x00", "why\x1b[2J"):
+        assert broken("ada", reason) == {("reason", "reason.printable")}
+    assert ("actor", "string.min_len") in broken("", "why")
+    assert broken("x" * 101, "no") == {("actor", "string.max_len"), ("reason", "string.min_len")}
+    assert broken("ada", "x" * 501) == {("reason", "string.max_len")}
+
+
+def _fields(kind: Callable[..., Message]) -> set[str]:
+    return set(kind().DESCRIPTOR.fields_by_name)
+
+
+@pytest.mark.parametrize("outcome", sorted(transaction_pb2.TransactionState.values()))
+def test_only_an_outcome_can_be_forced(outcome: int) -> None:
+    """Committed or aborted; not prepared, not nothing."""
+    request = operations_pb2.ForceTransactionRequest(key=KEY, outcome=outcome, actor="ada", reason="why")  # type: ignore[arg-type]
+    is_one = outcome in (transaction_pb2.TRANSACTION_STATE_COMMITTED, transaction_pb2.TRANSACTION_STATE_ABORTED)
+    assert _rules_broken(request) == (set() if is_one else {("outcome", "enum.in")})
 
 
 def _prepare() -> participant_pb2.PrepareRequest:
