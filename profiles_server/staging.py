@@ -6,7 +6,7 @@ refusal; one of another transaction's prepared row means that nobody can know ye
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -75,7 +75,10 @@ def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Ask
     """Inserts the rows as prepared; returns those that something stands in the way of."""
     if not asked:
         return []
-    staged = {tuple(map(str, row)) for row in _INSERTS[table](connection, _arrays(_STAGED[table], asked))}
+    staged = {
+        tuple(map(str, row))
+        for row in _INSERTS[table](connection, arrays("asked", _STAGED[table], [one.record() for one in asked]))
+    }
     return [one for one in asked if _identity(table, one) not in staged]
 
 
@@ -93,7 +96,8 @@ def obstacles(
     found: list[tuple[TransactionKey, Obstacle]] = []
     met: set[int] = set()  # rows with an obstacle
     with_business = {n for n, one in enumerate(rows) if one.with_business}  # roles that don't lack one
-    for holder in connection.execute(_HOLDERS[table], _arrays(_SOUGHT[table], rows)):
+    sought = [{"n": n, **one.record()} for n, one in enumerate(rows)]
+    for holder in connection.execute(_HOLDERS[table], arrays("asked", _SOUGHT[table], sought)):
         one = rows[holder.n]
         key = TransactionKey(holder.coordinator, holder.transaction_id)
         if holder.of_role_business:
@@ -232,10 +236,6 @@ _SOUGHT: dict[sa.Table, Columns] = {
 }
 _INSERTS = {table: _insert(table) for table in _UNIQUE}
 _HOLDERS = {table: _holders(table) for table in _UNIQUE}
-
-
-def _arrays(columns: Columns, asked: Iterable[Asked]) -> dict[str, str]:
-    return arrays("asked", columns, [{"n": n, **one.record()} for n, one in enumerate(asked)])
 
 
 def _identity(table: sa.Table, one: Asked) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -114,9 +113,3 @@ def _insert(
 
 def _text(constant: str) -> sa.ColumnElement[str]:
     return sa.literal_column(f"'{constant}'", sa.Text())
-
-
-def names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
-    """The keys of a JSON object as an array; null where it has none."""
-    keys = sa.func.jsonb_object_keys(document).table_valued("name")
-    return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
-from tandem.coordinator.deciding import Deciding, insert_in_block, insert_of, names_in, parameters
+from tandem.coordinator.deciding import Deciding, insert_in_block, insert_of, parameters
 from tandem.coordinator.tables import decision as d
 from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
@@ -178,12 +178,7 @@ class DecisionLog:
             d.c.participants,
             d.c.undelivered,
             NOW_MS.label("now_ms"),
-        ).select_from(
-            _keys.outerjoin(
-                d,
-                sa.and_(d.c.coordinator == _keys.c.coordinator, d.c.transaction_id == _keys.c.transaction_id),
-            )
-        )
+        ).select_from(_keys.outerjoin(d, sa.and_(*_THESE)))
         found: dict[TransactionKey, Looked] = {}
         for row in connection.execute(statement, key_arrays("keys", keys)):
             key = TransactionKey(row.coordinator, row.transaction_id)
@@ -230,7 +225,7 @@ class DecisionLog:
             ),
             undelivered=sa.func.array_cat(
                 d.c.undelivered,
-                sa.func.coalesce(names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
+                sa.func.coalesce(_names_in(d.c.parked), sa.literal_column("'{}'::text[]")),
                 type_=ARRAY(sa.Text),
             ),
             limits=replace(ASIDE, durable=True),  # a person was told that it is done
@@ -373,3 +368,9 @@ def _readable(row: Row[Any]) -> Decided | TandemError:
     except (ValueError, TypeError, AttributeError):
         log_lines.error("a decision's row can't be read", transaction=f"{row.coordinator}/{row.transaction_id}")
         return TandemError("the decision's row can't be read", transaction_id=row.transaction_id)
+
+
+def _names_in(document: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+    """The keys of a JSON object as an array; null where it has none."""
+    keys = sa.func.jsonb_object_keys(document).table_valued("name")
+    return sa.select(sa.func.array_agg(keys.c.name, type_=ARRAY(sa.Text))).select_from(keys).scalar_subquery()
