@@ -11,7 +11,7 @@ from datetime import datetime
 from uuid import UUID
 
 from identity_stub.requests import Stored
-from tandem.runtime.telling import BothSides, Branch, Decision, at, took
+from tandem.runtime.telling import BothSides, Branch, Decision, at, decided_aborted, took, without_decision
 
 __all__ = ["Branch", "Decision", "Story"]
 
@@ -53,10 +53,8 @@ class Story:
             return
         decision = self.decision
         if decision is None:
-            if self.request is None and self.expired:
-                yield "Its id is older than decisions are kept: if there was one, it has been purged."
-            elif self.request is None:
-                yield "No decision was written for it: it is not committed."
+            if self.request is None:
+                yield without_decision(self.expired)
             else:
                 yield (
                     f"It was committed at {at(self.request.created_at)}, or its account would not be here. Its "
@@ -67,7 +65,4 @@ class Story:
             rows = "in the same local commit as its account" if self.request else "in the initiator's local commit"
             yield f"It was decided at {at(decision.decided_at)}{after}: committed, {rows}."
         else:
-            yield (
-                f"It was decided at {at(decision.decided_at)}: aborted, so that it can never commit. That is written "
-                "by its driver after a failure, or for whoever finds it in doubt for too long."
-            )
+            yield decided_aborted(decision)

@@ -67,10 +67,8 @@ class Story:
     def _beginning(self) -> Iterator[str]:
         yield f"{self.key} began at {at(self.began_at)} by the initiator's clock."
         decision = self.decision
-        if decision is None and self.expired:
-            yield "Its id is older than decisions are kept: if there was one, it has been purged."
-        elif decision is None:
-            yield "No decision was written for it: it is not committed."
+        if decision is None:
+            yield telling.without_decision(self.expired)
         elif decision.outcome == "committed":
             after = took(decision.decided_at - self.began_at)
             yield (
@@ -78,10 +76,7 @@ class Story:
                 "local commit. A decision is written once: nobody can change it."
             )
         else:
-            yield (
-                f"It was decided at {at(decision.decided_at)}: aborted, so that it can never commit. That is written "
-                "by its driver after a failure, or for whoever finds it in doubt for too long."
-            )
+            yield telling.decided_aborted(decision)
 
     def events(self) -> list[Event]:
         """The time line. Each time is by the clock of the one who is named with it."""

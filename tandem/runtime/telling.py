@@ -161,6 +161,21 @@ class BothSides:
         return "with its next sweep" if b.asks_at is None or b.asks_at <= self.now else f"from {at(b.asks_at)} on"
 
 
+def without_decision(expired: bool) -> str:
+    """That there is none. expired: the id is older than decisions are kept."""
+    if expired:
+        return "Its id is older than decisions are kept: if there was one, it has been purged."
+    return "No decision was written for it: it is not committed."
+
+
+def decided_aborted(decision: Decision) -> str:
+    """That it was aborted, and who writes so."""
+    return (
+        f"It was decided at {at(decision.decided_at)}: aborted, so that it can never commit. That is written "
+        "by its driver after a failure, or for whoever finds it in doubt for too long."
+    )
+
+
 def held(b: Branch, now: datetime) -> str:
     """What a participant that was asked holds."""
     name, rows = b.participant, f"{b.rows} row{'' if b.rows == 1 else 's'}"
