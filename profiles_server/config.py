@@ -44,4 +44,4 @@ class Settings(ProcessSettings):
         le=20,  # TandemSweeperNotSucceeding pages after 60 s without one
         description="seconds from one sweep to the next, at most 20",
     )
-    sweep_batch: int = Field(500, ge=1, le=1000, description="transactions that a sweep takes up at a time")
+    sweep_batch: int = Field(1000, ge=1, le=1000, description="transactions that a sweep takes up at a time")

@@ -10,6 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,6 +41,9 @@ PROBE_S = 1.5
 MAX_ROUNDS = 100
 """Batches in one run; what is left waits for the next."""
 
+LANES = 3
+"""Batches under way at the same time where much is due: while one is asked for, another is claimed or applied."""
+
 
 _FOR_A_PERSON = {
     **dict.fromkeys(CONTRADICTIONS, "it was forced, and the decision is another"),
@@ -60,7 +64,7 @@ class Sweeper:
         resolver: Resolver,
         metrics: ParticipantMetrics,
         *,
-        batch: int = 500,
+        batch: int = 1000,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
@@ -85,13 +89,25 @@ class Sweeper:
 
     def _sweep_healthy(self) -> int:
         """Everything that is due and whose coordinator is not known to fail: how many it ended."""
+        ended, more = self._sweep_batch()
+        if more:
+            with ThreadPoolExecutor(LANES, thread_name_prefix="sweep") as lanes:
+                ended += sum(lanes.map(lambda _: self._sweep_batches(), range(LANES)))
+        return ended
+
+    def _sweep_batches(self) -> int:
         ended = 0
-        for _ in range(MAX_ROUNDS):
-            claimed = self._claim([t.c.coordinator.not_in(self._peers.failing())], limit=self._batch)
-            ended += self._settle(claimed)
-            if len(claimed) < self._batch:
+        for _ in range(MAX_ROUNDS // LANES):
+            some, more = self._sweep_batch()
+            ended += some
+            if not more:
                 break
         return ended
+
+    def _sweep_batch(self) -> tuple[int, bool]:
+        """One batch: how many of it were ended, and whether there may be more."""
+        claimed = self._claim([t.c.coordinator.not_in(self._peers.failing())], limit=self._batch)
+        return self._settle(claimed), len(claimed) == self._batch
 
     def _claim(self, due: Sequence[sa.ColumnElement[bool]], *, limit: int, probe: bool = False) -> Sequence[Row[Any]]:
         """Takes what is due."""

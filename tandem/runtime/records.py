@@ -59,12 +59,17 @@ def key_arrays(name: str, keys: Iterable[TransactionKey]) -> dict[str, str]:
 
 def array(values: Sequence[object]) -> str:
     """PostgreSQL's array syntax, one dimension: every element in quotes, but for NULL."""
-    return "{" + ",".join("NULL" if value is None else _quoted(str(value)) for value in values) + "}"
+    if None in values:
+        return "{" + ",".join("NULL" if value is None else f'"{_escaped(str(value))}"' for value in values) + "}"
+    texts = list(map(str, values))
+    joined = '","'.join(texts)
+    if "\\" in joined or joined.count('"') != 2 * max(len(texts) - 1, 0):
+        joined = '","'.join(map(_escaped, texts))
+    return f'{{"{joined}"}}' if texts else "{}"
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _parameter(name: str, column: str) -> str:

@@ -44,16 +44,15 @@ class Meeting:
 
     def __init__(self) -> None:
         self._barrier = threading.Barrier(REPLICAS)
-        self._met = threading.local()
         self.claims: dict[int, list[object]] = {}
 
-    def around(self, claim: Callable[[], Sequence[Row[Any]]]) -> Sequence[Row[Any]]:
-        first = not hasattr(self._met, "before")
-        self._met.before = True
+    def around(self, who: object, claim: Callable[[], Sequence[Row[Any]]]) -> Sequence[Row[Any]]:
+        first = id(who) not in self.claims
+        mine = self.claims.setdefault(id(who), [])
         if first:
             self._barrier.wait(30)
         rows = claim()
-        self.claims.setdefault(threading.get_ident(), []).extend(row.transaction_id for row in rows)
+        mine.extend(row.transaction_id for row in rows)
         if first:
             self._barrier.wait(30)
         return rows
@@ -63,14 +62,14 @@ class MeetingSweeper(Sweeper):
     meeting: Meeting
 
     def _claim(self, *args: Any, **options: Any) -> Sequence[Row[Any]]:
-        return self.meeting.around(lambda: super(MeetingSweeper, self)._claim(*args, **options))
+        return self.meeting.around(self, lambda: super(MeetingSweeper, self)._claim(*args, **options))
 
 
 class MeetingRecovery(Recovery):
     meeting: Meeting
 
     def _claim(self, *args: Any, **options: Any) -> Sequence[Row[Any]]:
-        return self.meeting.around(lambda: super(MeetingRecovery, self)._claim(*args, **options))
+        return self.meeting.around(self, lambda: super(MeetingRecovery, self)._claim(*args, **options))
 
 
 @pytest.fixture
