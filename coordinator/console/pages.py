@@ -6,7 +6,7 @@ Nothing of the writes is ever shown: ids, times, states, reasons, and operators'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from coordinator.console import facts
 from coordinator.console.forms import Forged, check, deed, key_in, operator_in, path_of
 from coordinator.console.ordering import Ordering
+from coordinator.console.remedies import remedies
 from coordinator.console.remote import Unheard
 from coordinator.console.security import Guard, Keys, TooLarge, form_of
 from tandem.coordinator import operating, story
@@ -41,8 +42,6 @@ HERE = Path(__file__).parent
 PAGE_SIZE = 50
 REFRESH_S = 10
 _STATUS = {Reason.NOT_FOUND: 404, Reason.INTERNAL: 500, Reason.INVALID_REQUEST: 400}
-_KNOWN_PROCESSES = {"profiles": "profiles_server"}
-"""Participants whose command line is known; of another one the operator knows the module."""
 
 
 def console(sources: facts.Sources, keys: Keys) -> Starlette:
@@ -186,7 +185,6 @@ class _Pages:
     def transaction(self, request: Request) -> Response:
         """One transaction's story."""
         told = self._story(key_in(request))
-        ordered = self._sources.operations.names
         known = told.decision is not None or any(branch.state or branch.trouble for branch in told.branches)
         return self._page(
             "transaction.html",
@@ -194,9 +192,7 @@ class _Pages:
             story=told,
             path=path_of(told.key),
             done=_done(request.query_params),
-            can_retry=any(branch.listed and (branch.parked or not branch.acknowledged) for branch in told.branches),
-            ordered=[branch for branch in told.branches if branch.participant in ordered and _is_open(branch)],
-            commands={branch.participant: _commands(branch, told, ordered) for branch in told.branches},
+            can=remedies(told, self._sources.operations.names),
         )
 
     def _story(self, key: TransactionKey) -> story.Story:
@@ -299,7 +295,7 @@ class _Pages:
         """A form of elsewhere, or of a former process."""
         return self._page(
             "message.html", status=403, title="Not done",
-            message="This form is not of this process: it was restarted meanwhile. Go back, reload, and try again.",
+            message="This form was not made here for this, or before a restart. Go back, reload, and try again.",
         )  # fmt: skip
 
     def too_large(self, _: Request, __: Exception) -> Response:
@@ -341,28 +337,6 @@ def _next(request: Request, token: str, **changed: str) -> str:
         return ""
     asked = {name: value for name, value in request.query_params.items() if name in ("participant", "older_than")}
     return f"{request.url.path}?{urlencode({**asked, **changed, 'page': token})}"
-
-
-def _is_open(branch: telling.Branch) -> bool:
-    """Whether an operator could do anything about it there."""
-    return bool(branch.state) and (not branch.confirmed or bool(branch.parked_there))
-
-
-def _commands(branch: telling.Branch, told: story.Story, ordered: Collection[str]) -> list[str]:
-    """What to run at the participant, since no button of ours can do it. ordered: those that take our orders."""
-    start = f"python -m {_KNOWN_PROCESSES.get(branch.participant, '…')} transactions"
-    if not _is_open(branch):
-        return []
-    is_ordered = branch.participant in ordered
-    commands = [] if is_ordered else [f"{start} resolve {told.key} --reason '…'"]
-    if branch.state == "prepared":
-        if is_ordered:
-            return []
-        outcome = told.decision.outcome if told.decision is not None else "aborted"
-        commands.append(f"{start} force {told.key} --outcome {outcome} --reason '…' --dry-run")
-    else:
-        commands.append(f"{start} close {told.key} --reason '…'")
-    return commands
 
 
 def _span(value_s: float | None) -> str:

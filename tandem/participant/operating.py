@@ -57,7 +57,8 @@ def force(
 ) -> Forced:
     """Ends a prepared transaction by hand, as COMMITTED or ABORTED.
 
-    dry_run: does it all and rolls it back. Raises NOT_FOUND, or INVALID_REQUEST if it has ended already.
+    dry_run: does it all and rolls it back. Raises NOT_FOUND, or INVALID_REQUEST if it has ended already, or if it is so
+    young (push_after) that its driver may be at work: to end it now could only split what is about to commit.
     """
     if outcome is State.PREPARED:
         raise InvalidRequest([Violation("outcome", "must be committed or aborted")])
@@ -66,7 +67,7 @@ def force(
         with local_transaction(participant.engine) as connection:
             changed = rows.force(connection, key, outcome, not_before_s=participant.times.push_after_s)
             if changed is None:
-                raise _ended(rows.read(connection, [key]), key)
+                raise _unfit(rows.read(connection, [key]), key, participant.times.push_after_s)
             staged = changed
             found = participant.apply(connection, [key], outcome)[key]
             what = f"{found} rows" if found == staged else f"{found} of {staged} rows"
@@ -168,6 +169,14 @@ def _change(
         at = record(connection, participant_action, operator, action, key, changed.state)
     log.warning("done by hand", action=action, transaction=str(key), actor=operator.actor)
     return at
+
+
+def _unfit(read: rows.Read, key: TransactionKey, push_after_s: float) -> TandemError:
+    held = read.held.get(key)
+    if held is not None and held.state is State.PREPARED:
+        young = f"is younger than push_after ({push_after_s:g} s): its driver may be at work yet"
+        return InvalidRequest([Violation("transaction", young)])
+    return _ended(read, key)
 
 
 def _ended(read: rows.Read, key: TransactionKey) -> TandemError:

@@ -88,9 +88,10 @@ def confirm(connection: Connection, keys: Sequence[TransactionKey], state: State
 
 
 def force(connection: Connection, key: TransactionKey, state: State, *, not_before_s: float) -> int | None:
-    """Ends a prepared one by an operator's hand; the rows it had staged, or None if it isn't one.
+    """Ends a prepared one by an operator's hand; the rows it had staged.
 
-    It is to be confirmed: as soon as `soonest(not_before_s)` the sweeper asks.
+    None if it isn't one, or has not been one for so many seconds: its driver may be at work yet. It is to be confirmed:
+    the sweeper asks at once.
     """
     staged: int | None = connection.execute(
         _force(not_before_s), {**key_arrays("keys", [key]), "to": state.value}
@@ -218,13 +219,17 @@ def soonest(not_before_s: float) -> sa.ColumnElement[Any]:
 def _force(not_before_s: float) -> sa.Executable:
     return (
         sa.update(t)
-        .where(*_same(_keys), t.c.state == State.PREPARED.value)
+        .where(
+            *_same(_keys),
+            t.c.state == State.PREPARED.value,
+            t.c.prepared_at <= sa.func.now() - seconds(not_before_s),
+        )
         .values(
             state=sa.bindparam("to", type_=sa.Text),
             resolved_at=sa.func.now(),
             resolved_by=ResolvedBy.OPERATOR.value,
             parked=None,
-            next_attempt_at=soonest(not_before_s),
+            next_attempt_at=sa.func.now(),
             last_error=None,
         )
         .returning(t.c.staged)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -61,6 +62,8 @@ class Reference:
     confirmed: bool = False
     by: str | None = None
     parked: str | None = None
+    old: bool = False
+    """It was prepared push_after ago."""
     forgettable: bool = False
     """It ended more than retention ago."""
 
@@ -177,8 +180,12 @@ class Table(RuleBasedStateMachine):
         known = self.of[slot]
         expected = {"unknown": "NOT_FOUND", "prepared": "OK"}.get(known.state, "INVALID_REQUEST")
         key = self.keys[slot]
-        did = done(lambda: operating.force(self.participant, key, outcome, operator, dry_run=dry_run))
-        assert did == expected
+        force = partial(operating.force, self.participant, key, outcome, operator, dry_run=dry_run)
+        if expected == "OK" and not known.old:
+            assert done(force) == "INVALID_REQUEST", "its driver may be at work yet"
+            self.where.make_old(key.transaction_id, coordinator=key.coordinator)
+            known.old = True
+        assert done(force) == expected
         if expected == "OK" and not dry_run:
             known.ends(outcome.value, "operator", confirmed=False)
 

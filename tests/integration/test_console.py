@@ -170,8 +170,12 @@ def test_a_story(house: House, client: TestClient) -> None:
     places = [seen.index(step) for step in order]
     assert places == sorted(places)
     assert "Retry the delivery now" in seen
+    assert f"transactions resolve {tx.key} --actor" in seen
+    assert "without its operator token there is no button here" in seen
+    assert "transactions force" not in seen, "its sweeper has not asked yet"
+    house.ledger.make_due(tx.id)
+    seen = text(client.get(f"/transactions/{tx.key}"))
     assert f"transactions force {tx.key} --outcome committed" in seen
-    assert "need its own database" in seen
 
     undecided = in_doubt(house)
     seen = text(client.get(f"/transactions/{undecided.key}"))
@@ -245,7 +249,7 @@ def test_a_form_of_elsewhere_does_nothing(house: House, client: TestClient) -> N
         form_token(client.get(f"/transactions/{other.key}/retry")),
         form_token(client.get(f"/transactions/{tx.key}/close/ledger")),
     ):
-        assert "not of this process" in text(client.post(path, data={**asked, "token": token}), 403)
+        assert "not made here for this" in text(client.post(path, data={**asked, "token": token}), 403)
     for headers in ({"Origin": "http://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         assert "another site" in text(client.post(path, data=asked, headers=headers), 403)
     assert "too large" in text(client.post(path, data={**asked, "reason": "x" * MAX_BODY_BYTES}), 413)

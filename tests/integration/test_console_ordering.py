@@ -103,7 +103,10 @@ def forced(client: Any, tx: Any, page: httpx.Response, **changed: str) -> httpx.
 
 def test_buttons_where_there_is_a_token_and_commands_where_there_is_none(house: House, client: TestClient) -> None:
     """A participant that takes no orders from here is dealt with by its own command line, as ever."""
-    tx = in_doubt(house, participants=("ledger", "other"))
+    tx = in_doubt(house, age_s=60, participants=("ledger", "other"))
+    assert "Force, at ledger …" not in text(client.get(f"/transactions/{tx.key}")), "its sweeper has not asked yet"
+    house.ledger.make_due(tx.id)
+    house.other.make_due(tx.id)
     page = client.get(f"/transactions/{tx.key}")
     seen = text(page)
     assert "Ask now, at ledger …" in seen
@@ -122,7 +125,7 @@ def test_buttons_where_there_is_a_token_and_commands_where_there_is_none(house: 
 @pytest.mark.parametrize("outcome", ["committed", "aborted"])
 def test_a_transaction_is_forced(house: House, client: TestClient, outcome: str) -> None:
     """Which way, who and why; then what it would do and what is lost if it was wrong; only then it is done."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     first = client.get(f"/transactions/{tx.key}/force/ledger")
     assert "Force an outcome at ledger?" in text(first)
     for changed, said in (
@@ -163,7 +166,7 @@ def test_a_transaction_is_forced(house: House, client: TestClient, outcome: str)
 @pytest.mark.parametrize(("forcing", "decision"), [("committed", "committed"), ("aborted", "committed")])
 def test_the_decision_is_told_where_there_is_one(house: House, client: TestClient, forcing: str, decision: str) -> None:
     """Forcing the other way splits the transaction for certain: that is said before, and is loud after (R5)."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     decide(house, tx)
     page = tried(client, tx, forcing)
     seen = text(page)
@@ -182,7 +185,7 @@ def test_the_decision_is_told_where_there_is_one(house: House, client: TestClien
 
 def test_a_decision_that_comes_meanwhile_is_shown_first(house: House, client: TestClient) -> None:
     """What was confirmed without it is not done: the page is shown again, with what it means now."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     page = tried(client, tx, "aborted")
     assert "No decision was written so far" in text(page)
     decide(house, tx)
@@ -197,7 +200,7 @@ def test_a_decision_that_comes_meanwhile_is_shown_first(house: House, client: Te
 
 def test_what_was_changed_by_hand_is_said(house: House, client: TestClient) -> None:
     """Fewer rows than were promised: a person must know before."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     with house.ledger.engine.begin() as connection:
         connection.execute(sa.delete(account).where(account.c.transaction_id == tx.id))
     seen = text(tried(client, tx, "committed"))
@@ -207,7 +210,7 @@ def test_what_was_changed_by_hand_is_said(house: House, client: TestClient) -> N
 
 def test_a_form_of_elsewhere_forces_nothing(house: House, client: TestClient) -> None:
     """Another deed's signature, another's transaction, what was not tried; another site's form; a GET."""
-    tx, other = in_doubt(house), in_doubt(house)
+    tx, other = in_doubt(house, age_s=60), in_doubt(house, age_s=60)
     path = f"/transactions/{tx.key}"
     page = tried(client, tx, "aborted")
     first = hidden(client.get(f"{path}/force/ledger"))["token"]
@@ -221,12 +224,12 @@ def test_a_form_of_elsewhere_forces_nothing(house: House, client: TestClient) ->
         {"reason": "another one"},
         {"seen": "aborted"},
     ):
-        assert "not of this process" in text(forced(client, tx, page, **changed), 403), changed
+        assert "not made here for this" in text(forced(client, tx, page, **changed), 403), changed
     for token in ("", hidden(page)["token"], hidden(client.get(f"{path}/resolve/ledger"))["token"]):
-        assert "not of this process" in text(tried(client, tx, "aborted", token=token), 403)
+        assert "not made here for this" in text(tried(client, tx, "aborted", token=token), 403)
         if token != hidden(client.get(f"{path}/resolve/ledger"))["token"]:
             answer = client.post(f"{path}/resolve/ledger", data={**WHO, "token": token})
-            assert "not of this process" in text(answer, 403)
+            assert "not made here for this" in text(answer, 403)
     elsewhere = client.post(
         f"{path}/force/ledger/now", data=hidden(page), headers={"Origin": "http://elsewhere.example"}
     )
@@ -258,7 +261,7 @@ def test_the_decision_is_asked_for_now(house: House, client: TestClient) -> None
 
 def test_a_coordinator_that_can_not_be_asked(house: House, client: TestClient) -> None:
     """What the participant heard instead is told."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     house.server.drain(0)
     path = f"/transactions/{tx.key}/resolve/ledger"
     seen = text(client.post(path, data={**hidden(client.get(path)), **WHO}))
@@ -276,7 +279,7 @@ def test_what_is_unknown_there_is_not_forced(house: House, client: TestClient) -
 
 def test_a_token_that_does_not_fit(house: House, capfd: pytest.CaptureFixture[str]) -> None:
     """A wrong one, and one for a participant that has none: what to look at is said, the token is not."""
-    tx = in_doubt(house, participants=("ledger", "other"))
+    tx = in_doubt(house, age_s=60, participants=("ledger", "other"))
     with browsing(house, ledger=WRONG, other=TOKEN) as client:
         assert "ledger did not take the operator token" in text(tried(client, tx, "aborted"), 503)
         path = f"/transactions/{tx.key}/resolve/other"
@@ -290,7 +293,7 @@ def test_a_token_that_does_not_fit(house: House, capfd: pytest.CaptureFixture[st
 
 def test_an_answer_that_got_lost(house: House, client: TestClient) -> None:
     """It may have been done or not: the page does not say that it was not."""
-    tx = in_doubt(house)
+    tx = in_doubt(house, age_s=60)
     page = tried(client, tx, "aborted")
     house.ledger.server.drain(0)
     seen = text(forced(client, tx, page), 503)
@@ -338,7 +341,7 @@ def test_a_token_of_nobody_is_refused_at_start(house: House) -> None:
 
 def test_a_process_never_shows_its_tokens(house: House) -> None:
     """From the environment to the deed: in no page, and in no line of a log that holds everything."""
-    tx, other = in_doubt(house), in_doubt(house, participants=("other",))
+    tx, other = in_doubt(house, age_s=60), in_doubt(house, participants=("other",))
     targets = ",".join(f"{name}=127.0.0.1:{member.server.port}" for name, member in house.members.items())
     bare = {name: value for name, value in os.environ.items() if not name.startswith("COORDINATOR_")}
     process = subprocess.Popen(

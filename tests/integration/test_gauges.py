@@ -181,7 +181,7 @@ def test_a_long_ttl_is_not_late(house: House) -> None:
 def test_forced_and_parked(house: House) -> None:
     """A forced outcome is unconfirmed, a contradicted one parked too, a closed one neither; the counter stays."""
     assert forced(house) == {"committed": 0, "aborted": 0}
-    right = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    right = house.left_in_doubt(entry(fresh_name()))
     operating.force(house.ledger.participant, right.key, State.ABORTED, ME, dry_run=True)
     assert forced(house) == {"committed": 0, "aborted": 0}, "a dry run does nothing"
     operating.force(house.ledger.participant, right.key, State.ABORTED, ME)
@@ -191,6 +191,7 @@ def test_forced_and_parked(house: House) -> None:
     assert in_doubt(house) == {"prepared": 0, "parked": 0, "unconfirmed": 0}, "confirmed by the coordinator"
 
     wrong = decided(house, "ledger")
+    house.ledger.make_old(wrong.id)
     operating.force(house.ledger.participant, wrong.key, State.ABORTED, ME)
     house.ledger.make_due(wrong.id)
     house.ledger.sweeper.run_once()
@@ -199,7 +200,7 @@ def test_forced_and_parked(house: House) -> None:
     operating.close(house.ledger.participant, wrong.key, ME)
     assert in_doubt(house) == {"prepared": 0, "parked": 0, "unconfirmed": 0}
 
-    other = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    other = house.left_in_doubt(entry(fresh_name()))
     operating.force(house.ledger.participant, other.key, State.COMMITTED, ME)
     assert forced(house) == {"committed": 1, "aborted": 2}
     for tx in (right, wrong):

@@ -64,7 +64,7 @@ def test_r5_a_forced_outcome_that_was_right(house: House, outcome: State) -> Non
     """ "an operator's forced end of a transaction in doubt … stays on the sweeper's list until the coordinator has
     answered: agreement closes it"."""
     name = fresh_name()
-    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    tx = house.left_in_doubt(entry(name))
     if outcome is State.COMMITTED:
         decide(house, tx)
     before = heuristic(house, outcome)
@@ -84,7 +84,6 @@ def test_r5_a_forced_outcome_that_was_right(house: House, outcome: State) -> Non
     with pytest.raises(InvalidRequest):
         operating.force(house.ledger.participant, tx.key, outcome, ME)
 
-    house.ledger.make_due(tx.id)
     assert house.ledger.sweeper.run_once() == 1
     row = house.ledger.row(tx.id)
     assert (row.state, row.confirmed, row.parked, row.resolved_by) == (outcome.value, True, None, "operator")
@@ -95,17 +94,12 @@ def test_r5_a_forced_outcome_that_was_right(house: House, outcome: State) -> Non
 def test_r5_a_forced_outcome_that_was_wrong(house: House, forced: State) -> None:
     """ "contradiction pages": it is counted and parked, and stays so until a person closes it."""
     name = fresh_name()
-    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    tx = house.left_in_doubt(entry(name))
     if forced is State.ABORTED:
         decide(house, tx)
     operating.force(house.ledger.participant, tx.key, forced, ME)
     reason = "ALREADY_ABORTED" if forced is State.ABORTED else "ALREADY_COMMITTED"
     before = counted(house.ledger.registry, "tandem_contradictions_total", reason=reason)
-    house.ledger.sweeper.run_once()
-    row = house.ledger.row(tx.id)
-    assert row is not None
-    assert row.parked is None, "its driver may still be at work: it is not asked for, since to ask is to fence"
-    house.ledger.make_due(tx.id)
     for _ in range(2):
         house.ledger.sweeper.run_once()
     assert counted(house.ledger.registry, "tandem_contradictions_total", reason=reason) == before + 1
@@ -126,7 +120,7 @@ def test_r5_a_forced_outcome_that_was_wrong(house: House, forced: State) -> None
 def test_r5_a_coordinator_that_never_answers(house: House) -> None:
     """An operator's way out where nobody will ever answer: found in the list, forced, closed, and off the list."""
     name = fresh_name()
-    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    tx = house.left_in_doubt(entry(name))
 
     def listed() -> bool:
         request = participant_pb2.ParticipantServiceListTransactionsRequest(unconfirmed=True)
@@ -148,7 +142,7 @@ def test_r5_a_coordinator_that_never_answers(house: House) -> None:
 
 def test_r5_a_commit_confirms_too(house: House) -> None:
     """The decision may arrive by Commit before the sweeper has asked."""
-    tx = house.coordinator.prepare({"ledger": [entry(fresh_name())]})
+    tx = house.left_in_doubt(entry(fresh_name()))
     decide(house, tx)
     operating.force(house.ledger.participant, tx.key, State.COMMITTED, ME)
     assert tx.finish() is Outcome.COMMITTED
@@ -293,7 +287,7 @@ def test_the_commands(new_database: Callable[[str], str], monkeypatch: pytest.Mo
 def test_r5_what_was_damaged_by_hand_can_be_forced(house: House, outcome: State) -> None:
     """R7 keeps a Commit from publishing half of it, for good: a person sees how much is there, and decides."""
     kept, lost = fresh_name(), fresh_name()
-    tx = house.coordinator.prepare({"ledger": [entry(kept), entry(lost)]})
+    tx = house.left_in_doubt(entry(kept), entry(lost))
     decide(house, tx)
     with house.ledger.engine.begin() as connection:
         connection.execute(sa.delete(account).where(account.c.name == lost))
@@ -307,6 +301,19 @@ def test_r5_what_was_damaged_by_hand_can_be_forced(house: House, outcome: State)
     assert (forced.staged, forced.found) == (2, 1)
     assert actions(house, participant_action, tx.id)[0][2] == f"{outcome.value}, 1 of 2 rows"
     assert house.ledger.accounts(kept, lost) == ({kept: "active"} if outcome is State.COMMITTED else {})
+
+
+def test_r3_what_is_young_is_not_forced(house: House) -> None:
+    """Its driver may be at work: to end it now could only split what is about to commit."""
+    name = fresh_name()
+    tx = house.coordinator.prepare({"ledger": [entry(name)]})
+    for dry_run in (True, False):
+        with pytest.raises(InvalidRequest, match="younger than push_after"):
+            operating.force(house.ledger.participant, tx.key, State.ABORTED, ME, dry_run=dry_run)
+    assert actions(house, participant_action, tx.id) == []
+    decide(house, tx)
+    assert tx.finish() is Outcome.COMMITTED
+    assert house.ledger.accounts(name) == {name: "active"}
 
 
 def test_r3_nobody_is_fenced_by_a_retry(house: House) -> None:

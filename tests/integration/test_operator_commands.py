@@ -106,7 +106,7 @@ def test_a_participant_lists(house: House, commands: Commands) -> None:
     house.ledger.set(parked.id, parked="expired", next_attempt_at=None)
     decide(house, done)
     done.finish()
-    forced = prepared(house)
+    forced = prepared(house, age_s=100)
     commands.participant("force", forced.key, "--outcome", "aborted", "--reason", "the disk is gone")
     for arguments, expected in (
         ((), [old, new, parked, done, forced]),

@@ -263,6 +263,10 @@ def test_an_operator_acts_from_afar_with_the_token_only(url: str) -> None:
         participant_pb2_grpc.ParticipantServiceStub(channel).Prepare(asked, timeout=5)
         assert name not in ProtoReflectionDescriptorDatabase(channel).get_services()
         assert code(channel, token) is grpc.StatusCode.UNIMPLEMENTED
+    engine = create_engine(url)
+    with engine.begin() as connection:  # its driver has given up
+        connection.exec_driver_sql("UPDATE twophase.prepared_transaction SET prepared_at = now() - interval '1 minute'")
+    engine.dispose()
     with running(url, PROFILES_LOG_LEVEL="DEBUG", PROFILES_OPERATOR_TOKEN=token) as process:
         with open_channel(process.address) as channel:
             assert name in ProtoReflectionDescriptorDatabase(channel).get_services()

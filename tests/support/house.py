@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
@@ -20,6 +22,7 @@ from uuid_utils.compat import uuid7
 
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.handle import Transaction
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
@@ -105,15 +108,21 @@ class Member:
         with self.engine.connect() as connection:
             return connection.execute(sa.select(t).where(t.c.transaction_id == transaction_id)).one_or_none()
 
-    def set(self, transaction_id: UUID, **values: object) -> None:
+    def set(self, transaction_id: UUID, *, coordinator: str = COORDINATOR, **values: object) -> None:
         """Turns the row's clock, so that no test has to wait."""
         t = prepared_transaction
+        mine = (t.c.coordinator == coordinator, t.c.transaction_id == transaction_id)
         with self.engine.begin() as connection:
-            connection.execute(sa.update(t).where(t.c.transaction_id == transaction_id).values(**values))
+            connection.execute(sa.update(t).where(*mine).values(**values))
 
     def make_due(self, transaction_id: UUID) -> None:
         """As if its ttl had passed."""
         self.set(transaction_id, next_attempt_at=sa.func.now())
+
+    def make_old(self, transaction_id: UUID, *, coordinator: str = COORDINATOR) -> None:
+        """As if its driver had given up: it was prepared push_after ago."""
+        longer_ago = timedelta(seconds=self.participant.times.push_after_s)
+        self.set(transaction_id, coordinator=coordinator, prepared_at=sa.func.now() - longer_ago)
 
 
 @dataclass
@@ -141,6 +150,12 @@ class House:
     @property
     def stub(self) -> coordinator_pb2_grpc.CoordinatorServiceStub:
         return coordinator_pb2_grpc.CoordinatorServiceStub(open_channel(f"127.0.0.1:{self.server.port}"))
+
+    def left_in_doubt(self, *writes: Message) -> Transaction:
+        """Prepared at the ledger by a driver that has given up since: an operator may force it."""
+        tx = self.coordinator.prepare({"ledger": list(writes)})
+        self.ledger.make_old(tx.id)
+        return tx
 
     def own_rows(self, *ids: UUID) -> set[UUID]:
         with self.engine.connect() as connection:
