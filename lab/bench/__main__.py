@@ -19,6 +19,7 @@ from lab.bench.measures import AT_ONCE, BULK, Bench, Figure, Options
 from lab.bench.plans import of_signups
 from lab.bench.sweeps import Swept
 from lab.bench.where import looked_at
+from tandem.runtime.telemetry import configure_logging
 
 console = Console()
 if not console.is_terminal:
@@ -38,6 +39,7 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Draws throughput, latency, sweeps into this PNG.")] = None,
 ) -> None:
     """Starts servers and processes of its own and measures, each figure beside its yardstick."""
+    configure_logging("bench", level="WARNING")
     where = Path(tempfile.mkdtemp(prefix="tandem-bench-"))
     where.chmod(0o755)
     options = Options(rounds=rounds, seconds=seconds, rows=rows, transactions=transactions)
