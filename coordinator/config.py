@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, OperatorTokens, ProcessSettings, Targets
+from tandem.runtime.config import NAME_PATTERN, Address, OperatorTokens, OptionalAddress, ProcessSettings, Targets
 
 
 class Settings(ProcessSettings):
@@ -28,8 +28,8 @@ class Settings(ProcessSettings):
         pattern="^[A-Za-z_][A-Za-z0-9_-]{0,62}$",
         description="the initiator's database in the embedded PostgreSQL",
     )
-    listen: str = Field("127.0.0.1:50052", description="host:port of the gRPC server; port 0 takes a free one")
-    metrics_listen: str = Field(
+    listen: Address = Field("127.0.0.1:50052", description="host:port of the gRPC server; port 0 takes a free one")
+    metrics_listen: OptionalAddress = Field(
         "127.0.0.1:9092", description="host:port of the metrics page; port 0 takes a free one; empty: none"
     )
     participants: Targets = Field(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
+from tandem.runtime.config import NAME_PATTERN, Address, OptionalAddress, ProcessSettings, Targets
 
 PROFILES = "profiles"
 """The participant that profiles is."""
@@ -23,8 +23,8 @@ class Settings(ProcessSettings):
         pattern=f"^{NAME_PATTERN}$",
         description="the coordinator's name, as participants are configured with it; never reused for another database",
     )
-    listen: str = Field("127.0.0.1:50053", description="host:port of the gRPC server; port 0 takes a free one")
-    metrics_listen: str = Field(
+    listen: Address = Field("127.0.0.1:50053", description="host:port of the gRPC server; port 0 takes a free one")
+    metrics_listen: OptionalAddress = Field(
         "127.0.0.1:9093", description="host:port of the metrics page; port 0 takes a free one; empty: none"
     )
     participants: Targets = Field(

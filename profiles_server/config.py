@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, OperatorToken, ProcessSettings, Targets
+from tandem.runtime.config import NAME_PATTERN, Address, OperatorToken, OptionalAddress, ProcessSettings, Targets
 
 
 class Settings(ProcessSettings):
@@ -18,8 +18,8 @@ class Settings(ProcessSettings):
         pattern=f"^{NAME_PATTERN}$",
         description="the participant's name, as coordinators are configured with it",
     )
-    listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC server; port 0 takes a free one")
-    metrics_listen: str = Field(
+    listen: Address = Field("127.0.0.1:50051", description="host:port of the gRPC server; port 0 takes a free one")
+    metrics_listen: OptionalAddress = Field(
         "127.0.0.1:9091", description="host:port of the metrics page; port 0 takes a free one; empty: none"
     )
     coordinators: Targets = Field(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem.runtime.errors import ConfigurationError
-from tandem.runtime.times import DAY_S, Times
+from tandem.runtime.times import DAY_S, MAX_RETENTION_S, Times
 
 S = TypeVar("S", bound="ProcessSettings")
 
@@ -58,6 +58,26 @@ Targets = Annotated[
 ]
 """name → gRPC target, from `name=target,name=target` or a JSON object."""
 
+MAX_PORT = 65_535
+
+
+def _check_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > MAX_PORT:
+        raise ValueError(f"must be host:port, with a port from 0 to {MAX_PORT}")
+    return value
+
+
+def _check_optional_address(value: str) -> str:
+    return value and _check_address(value)
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""host:port. gRPC by itself would take a port modulo 65,536, and call a name without one a port that is in use."""
+
+OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
+"""host:port; empty: none."""
+
 MIN_TOKEN = 16
 """Characters: a shorter one could be tried out."""
 
@@ -97,7 +117,7 @@ class ProcessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    listen: str = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
+    listen: Address = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
     database_url: str | None = Field(
         None, description="PostgreSQL URL (the primary); not set: the embedded PostgreSQL, in `data_folder`"
     )
@@ -111,7 +131,7 @@ class ProcessSettings(BaseSettings):
         256, ge=0, le=10_000, description="calls that wait at the same time; a further one is RESOURCE_EXHAUSTED"
     )
     drain_s: float = Field(10.0, ge=0, le=600, description="seconds that running calls get to finish on SIGTERM")
-    metrics_listen: str = Field("127.0.0.1:0", description="host:port of the metrics page; empty: none")
+    metrics_listen: OptionalAddress = Field("127.0.0.1:0", description="host:port of the metrics page; empty: none")
     reflection: bool = Field(True, description="gRPC reflection; turn it off in production")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="log level")
     log_json: bool | None = Field(None, description="JSON logs; not set: JSON unless standard error is a terminal")
@@ -124,7 +144,9 @@ class ProcessSettings(BaseSettings):
     ttl_s: float = Field(
         60.0, ge=10, le=DAY_S, description="N: seconds in doubt after which the sweeper asks; above push_after"
     )
-    retention_days: float = Field(30.0, ge=4, description="days that finished transactions are kept")
+    retention_days: float = Field(
+        30.0, ge=4, le=MAX_RETENTION_S / DAY_S, description="days that finished transactions are kept"
+    )
     purge_interval_s: float = Field(
         3600.0, gt=0, le=86_400, description="seconds from one purge of finished transactions to the next"
     )

@@ -8,6 +8,9 @@ from tandem.runtime.errors import ConfigurationError
 
 DAY_S = 86_400
 
+MAX_RETENTION_S = 36_500 * DAY_S
+"""A hundred years: what the statements can count with, and longer than anybody will ask."""
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -42,6 +45,9 @@ class Times:
             raise ConfigurationError(f"push_after {self.push_after_s:g} s must be below ttl {self.ttl_s:g} s")
         if not 10 <= self.ttl_s <= DAY_S:
             raise ConfigurationError(f"ttl {self.ttl_s:g} s must be from 10 s to 1 day")
-        if not self.retention_s >= 4 * DAY_S:
-            raise ConfigurationError(f"retention {self.retention_s / DAY_S:g} days must be at least 4 days")
+        if not 4 * DAY_S <= self.retention_s <= MAX_RETENTION_S:
+            raise ConfigurationError(
+                f"retention {self.retention_s / DAY_S:g} days must be at least 4 days, and at most"
+                f" {MAX_RETENTION_S / DAY_S:g}"
+            )
         return self

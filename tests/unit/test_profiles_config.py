@@ -7,6 +7,7 @@ import pytest
 from profiles_server.config import Settings
 from tandem.runtime.config import described, load
 from tandem.runtime.errors import ConfigurationError
+from tandem.runtime.times import DAY_S, Times
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,36 @@ def test_times_are_read_and_checked_together(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PROFILES_PUSH_AFTER_S", "12")
     with pytest.raises(ConfigurationError, match="push_after"):
         load(Settings)
+
+
+@pytest.mark.parametrize("days", ["3.9", "36501", "1e12", "inf", "nan"])
+def test_retention_has_limits(days: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below, ids would expire too soon (R14); above, no statement could count with it."""
+    monkeypatch.setenv("PROFILES_RETENTION_DAYS", days)
+    with pytest.raises(ConfigurationError, match="PROFILES_RETENTION_DAYS"):
+        load(Settings)
+    with pytest.raises(ConfigurationError, match="retention"):
+        Times(retention_s=float(days) * DAY_S).check()
+    monkeypatch.setenv("PROFILES_RETENTION_DAYS", "36500")
+    assert load(Settings).times.retention_ms == 36_500 * DAY_S * 1000
+
+
+@pytest.mark.parametrize("name", ["LISTEN", "METRICS_LISTEN"])
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "127.0.0.1:", ":50051", "h:99999", "h:-1", "h:5x", "h:²"])
+def test_an_address_that_is_none_is_named(name: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not taken for one that another process uses, and not served on some other port."""
+    monkeypatch.setenv(f"PROFILES_{name}", address)
+    with pytest.raises(ConfigurationError, match=f"PROFILES_{name}: .*host:port"):
+        load(Settings)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:50051", "profiles.example:65535"])
+def test_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, both families, any free port; no page of metrics where that one is empty."""
+    monkeypatch.setenv("PROFILES_LISTEN", address)
+    monkeypatch.setenv("PROFILES_METRICS_LISTEN", "")
+    settings = load(Settings)
+    assert (settings.listen, settings.metrics_listen) == (address, "")
 
 
 def test_every_setting_is_explained() -> None:
