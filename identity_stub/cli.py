@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, datetime
 from enum import Enum
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from identity_stub import app, importing
 from identity_stub import explain as explaining
-from identity_stub.client import Identity
+from identity_stub.client import PATIENCE_S, Identity
 from identity_stub.config import Settings
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.profiles.v1 import business_pb2, person_pb2
@@ -94,14 +95,15 @@ def sign_up(
             registration_country=registration_country,
             registration_number=registration_number,
         )
-        with Identity(server or _listen()) as identity:
+        target = server or _listen()
+        with Identity(target) as identity:
             try:
                 if business_name:
                     both = pb.SignUpRequest(request_id=request_id, email=email, person=person, business=business)
-                    answer = identity.call(identity.stub.SignUp, both)
+                    answer = identity.call(identity.stub.SignUp, both, retried=_saying_so(target))
                 else:
                     alone = pb.CreateUserRequest(request_id=request_id, email=email, person=person)
-                    answer = identity.call(identity.stub.CreateUser, alone)
+                    answer = identity.call(identity.stub.CreateUser, alone, retried=_saying_so(target))
             except TandemError as error:
                 if error.retry_after_s is not None or error.reason in (Reason.UNAVAILABLE, Reason.DEADLINE_PASSED):
                     print(f"to find out or to go on: the same with --request-id {request_id}", file=sys.stderr)
@@ -193,6 +195,17 @@ def _print_result(console: Console, result: importing.Result, notes: Counter[str
         console.print(f"noted: {escape(note)}: {rows} row{'' if rows == 1 else 's'}")
     if result.stopped:
         console.print(f"{result.left} left: {escape(result.stopped)}. Run the same import again to go on.")
+
+
+def _saying_so(target: str) -> Callable[[], None]:
+    """Says once that a call is repeated: whoever waits for a minute and a half wants to know what for."""
+    sayings = iter([f"no answer from {target} yet: trying again for up to {PATIENCE_S:.0f} s"])
+
+    def retried() -> None:
+        for saying in sayings:
+            print(saying, file=sys.stderr)
+
+    return retried
 
 
 def _listen() -> str:
