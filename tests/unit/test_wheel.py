@@ -5,10 +5,13 @@ from __future__ import annotations
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from email.message import Message
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
+
+ISOLATED = "import runpy, sys; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[2] + '/main.py', run_name='__main__')"
+"""What is not in the folders that are named is not there: no site-packages, not even the working directory."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,12 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--target", str(folder))
     _run(folder, "-m", "pip", "install", *options, str(wheel))
     return folder
+
+
+@pytest.fixture
+def database(new_database: Callable[[str], str]) -> str:
+    """An empty one's URL."""
+    return new_database("wheel")
 
 
 def test_holds_the_library_and_nothing_else(wheel: Path) -> None:
@@ -88,6 +100,38 @@ def test_lives_beside_a_project_with_packages_of_the_same_names(site: Path, tmp_
         "print(tandem.__file__)\n"
     )
     assert _run(tmp_path, str(tmp_path / "main.py"), path=site) == f"{site / 'tandem' / '__init__.py'}\n"
+
+
+def test_stands_on_what_it_asks_for(wheel: Path, site: Path, database: str, tmp_path: Path) -> None:
+    """The wheel, what it asks for without extras, and nothing else: every module can be imported but those that need
+    an extra, and beside a project with a `coordinator` of its own a transaction commits on both sides."""
+    packages, project = tmp_path / "packages", tmp_path / "project"
+    packages.mkdir()
+    for name in _closure(wheel):
+        for top in {file.parts[0] for file in distribution(name).files or ()} - {"..", "bin", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(str(distribution(name).locate_file(top)))
+    for package in ("coordinator", "protos"):
+        (project / package).mkdir(parents=True)
+        (project / package / "__init__.py").write_text("MINE = True\n")
+    shutil.copy(ROOT / "tests" / "support" / "ledger.py", project)
+    shutil.copy(ROOT / "tests" / "support" / "wheel_project.py", project / "main.py")
+    folders = [str(folder) for folder in (project, site, packages)]
+    said = _run(project, "-I", "-S", "-c", ISOLATED, database, *folders)
+    assert said.splitlines()[-1] == "committed on both sides"
+
+
+def _closure(wheel: Path) -> set[str]:
+    """What the wheel asks for, and what that asks for in turn; an extra only where it is asked for."""
+    met: set[tuple[str, str]] = set()
+    waiting = _requirements(wheel)
+    while waiting:
+        asked = waiting.pop()
+        for extra in {"", *asked.extras} - {extra for name, extra in met if name == asked.name}:
+            met.add((asked.name, extra))
+            further = map(Requirement, distribution(asked.name).requires or ())
+            waiting += [r for r in further if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return {name for name, _ in met}
 
 
 def _requirements(wheel: Path) -> list[Requirement]:
