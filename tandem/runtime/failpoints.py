@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 
@@ -47,5 +48,13 @@ class Failpoints:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-failpoint = Failpoints(os.environ)
+def _of_this_process() -> Failpoints:
+    try:
+        return Failpoints(os.environ)
+    except ValueError as error:  # ours, without a value of anybody's
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+failpoint = _of_this_process()
 """The process's own failpoints: `failpoint("driver.after_votes")`."""

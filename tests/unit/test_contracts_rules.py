@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import string
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.type import postal_address_pb2
 
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.validation import _nested, violations
@@ -21,6 +23,40 @@ from tandem.v1 import operations_pb2, participant_pb2, transaction_pb2
 ROOT = Path(__file__).parents[2]
 GENERATED = sorted((ROOT / "tandem").rglob("*_pb2.py"))
 LOG_ID = "0190a5a0-0000-4000-8000-000000000000"
+COUNTRIES = {
+    first + second
+    for first, seconds in {
+        "A": "DEFGILMOQRSTUWXZ",
+        "B": "ABDEFGHIJLMNOQRSTVWYZ",
+        "C": "ACDFGHIKLMNORUVWXYZ",
+        "D": "EJKMOZ",
+        "E": "CEGHRST",
+        "F": "IJKMOR",
+        "G": "ABDEFGHILMNPQRSTUWY",
+        "H": "KMNRTU",
+        "I": "DELMNOQRST",
+        "J": "EMOP",
+        "K": "EGHIMNPRWYZ",
+        "L": "ABCIKRSTUVY",
+        "M": "ACDEFGHKLMNOPQRSTUVWXYZ",
+        "N": "ACEFGILOPRUZ",
+        "O": "M",
+        "P": "AEFGHKLMNRSTWY",
+        "Q": "A",
+        "R": "EOSUW",
+        "S": "ABCDEGHIJKLMNORSTVXYZ",
+        "T": "CDFGHJKLMNORTVWZ",
+        "U": "AGMSYZ",
+        "V": "ACEGINU",
+        "W": "FS",
+        "X": "K",
+        "Y": "ET",
+        "Z": "AMW",
+    }.items()
+    for second in seconds
+}
+"""ISO 3166-1 alpha-2, and XK."""
+
 KEY = transaction_pb2.TransactionKey(coordinator="identity", transaction_id="0190a5a0-0000-7000-8000-000000000000")
 
 
@@ -93,6 +129,49 @@ def test_items_and_expressions() -> None:
         ("email_addresses", "repeated.unique"),
         ("date_of_birth", "date.valid"),
     }
+
+
+def test_a_country_is_one_of_iso_3166() -> None:
+    """All that are assigned, Kosovo's XK, and no other pair of letters; alike wherever a country is asked for."""
+    letters = string.ascii_uppercase
+    for code in (a + b for a in letters for b in letters):
+        is_one = code in COUNTRIES
+        tax = person_pb2.TaxIdentifier(type=person_pb2.TaxIdentifier.TYPE_SSN, country=code, value="123")
+        assert (_rules_broken(tax) == set()) is is_one, code
+    for code in ("QQ", "us", "USA", "", "U", "SU"):
+        name = person_pb2.PersonName(display_name="Ada")
+        address = postal_address_pb2.PostalAddress(region_code=code, address_lines=["1 Main Street"])
+        person = person_pb2.Person(name=name, nationalities=[code], postal_addresses=[address])
+        assert _rules_broken(person) == {("nationalities[]", "country"), ("postal_addresses[]", "postal_address.valid")}
+    business = business_pb2.Business(
+        legal_name="A", entity_type=business_pb2.ENTITY_TYPE_TRUST, registration_country="QQ", registration_number="1"
+    )
+    assert _rules_broken(business) == {("registration_country", "country")}
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mAda", "Ada\nAdmin", "Ada\u202enimda", "\u2066Ada", "A\x7f", "A\x85"])
+def test_a_name_can_be_shown(name: str) -> None:
+    """No control characters, and none that reverse what follows on somebody's screen."""
+    person = person_pb2.PersonName(given_name=name, middle_name=name, family_name=name, suffix=name, display_name=name)
+    fields = ("given_name", "middle_name", "family_name", "suffix", "display_name")
+    assert _rules_broken(person) == {(field, "text.control") for field in fields}
+    business = business_pb2.Business(
+        legal_name=name,
+        trade_names=[name],
+        entity_type=business_pb2.ENTITY_TYPE_TRUST,
+        addresses=[postal_address_pb2.PostalAddress(region_code="US", address_lines=[name])],
+    )
+    assert _rules_broken(business) == {
+        ("legal_name", "text.control"),
+        ("trade_names[]", "text.control"),
+        ("addresses[]", "postal_address.valid"),
+    }
+
+
+@pytest.mark.parametrize("name", ["Zoë O'Brien-Ñandú", "عَلِيّ", "می\u200cخواهم", "李小龍", "Ng", "X Æ A-12"])
+def test_a_name_is_written_as_its_bearer_writes_it(name: str) -> None:
+    """Any script, and the joiners that some need."""
+    assert _rules_broken(person_pb2.PersonName(given_name=name, display_name=name)) == set()
 
 
 @pytest.mark.parametrize("kind", ["Prepare", "Commit", "Abort"])

@@ -91,7 +91,9 @@ Global___Person: _TypeAlias = Person  # noqa: Y015
 
 @_typing.final
 class PersonName(_message.Message):
-    """The parts of a person's name, each as the person writes it (any script)."""
+    """The parts of a person's name, each as the person writes it: any script, one line, without control characters and
+    without those that reverse the direction of what follows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
