@@ -1566,6 +1566,33 @@ def test_r12_a_full_background_queue_drops(house: House, monkeypatch: pytest.Mon
     assert house.ledger.accounts(*names) == dict.fromkeys(names, "active")
 
 
+def test_r12_what_waits_is_confirmed_before_the_end(house: House) -> None:
+    """R12: a process that stops in the ordinary way confirms what its background has still to do."""
+    tampered = TamperedParticipant(house.ledger.participant, house.ledger.resolver)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    tampered.before_commit = hold
+    names = [fresh_name() for _ in range(4)]
+    with served(tampered) as server, misled(house, server.port) as coordinator:
+        with coordinator.transaction({"ledger": [entry(names[0])]}, confirm="background"):
+            pass
+        assert entered.wait(10)
+        with coordinator.transactions([{"ledger": [entry(name)]} for name in names[1:]], confirm="background") as batch:
+            pass
+        assert not any(tx.delivered for tx in batch.transactions)
+        closing = threading.Thread(target=coordinator.close)
+        closing.start()
+        go_on.set()
+        closing.join(20)
+        assert not closing.is_alive()
+        assert all(tx.delivered for tx in batch.transactions)
+    assert house.ledger.accounts(*names) == dict.fromkeys(names, "active")
+
+
 def test_r12_no_thread_to_confirm_in(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """R12: a process that may start no more threads has committed all the same: recovery delivers."""
 

@@ -19,7 +19,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine
 
-from tandem.runtime.errors import ConfigurationError, Reason
+from tandem.runtime.database import LOCK_NOT_AVAILABLE, sqlstate
+from tandem.runtime.errors import ConfigurationError, DatabaseError, Reason
+
+LOCK_TIMEOUT_MS = 3_000
+"""For whoever uses the tables: while a migration waits for one of them, all who come later wait behind it (R16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,20 @@ class Migrations:
     def upgrade(self, engine: Engine, to: str = "head") -> None:
         """Brings the database up to this code's revision, in one local transaction; safe to run twice or by two.
 
-        to: an earlier revision, for those who try how an upgrade goes.
+        to: an earlier revision, for those who try how an upgrade goes. Raises DatabaseError, having changed nothing, if
+        somebody uses the tables in a way that it can't go on beside.
         """
+        try:
+            self._upgrade(engine, to)
+        except sa.exc.OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise DatabaseError(
+                f"another session uses the tables of {self.package}: nothing was changed in them; run it again",
+                reason=Reason.IN_PROGRESS,
+            ) from error
+
+    def _upgrade(self, engine: Engine, to: str) -> None:
         with engine.begin() as connection:
             connection.execute(sa.schema.CreateSchema(self.schema, if_not_exists=True))
             # Two that migrate at once take turns; the table is this package's own, so nobody else waits.
@@ -75,6 +91,7 @@ class Migrations:
                 )
             )
             connection.execute(sa.text(f"LOCK TABLE {self.schema}.{self.version_table} IN ACCESS EXCLUSIVE MODE"))
+            connection.execute(sa.text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
             alembic.command.upgrade(self._config(connection), to)
 
     def sql(self) -> str:
