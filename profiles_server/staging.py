@@ -75,10 +75,10 @@ def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Ask
     """Inserts the rows as prepared; returns those that something stands in the way of."""
     if not asked:
         return []
-    staged = {
-        tuple(map(str, row))
-        for row in _INSERTS[table](connection, arrays("asked", _STAGED[table], [one.record() for one in asked]))
-    }
+    rows = _INSERTS[table](connection, arrays("asked", _STAGED[table], [one.record() for one in asked]))
+    if len(rows) == len(asked):
+        return []
+    staged = {tuple(map(str, row)) for row in rows}
     return [one for one in asked if _identity(table, one) not in staged]
 
 

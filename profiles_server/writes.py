@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
-from uuid import UUID
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
@@ -119,5 +118,5 @@ def _role_claim(role: Facts) -> Claim:
 
 
 def _canonical(uuid: str) -> str:
-    """In lower case: that is how names are compared."""
-    return str(UUID(uuid))
+    """In lower case: that is how names are compared. uuid: of a validated message, so it has the usual form."""
+    return uuid.lower()
