@@ -127,6 +127,12 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
             raise TandemError("there is no such business", reason=Reason.NOT_FOUND)
         return pb.GetBusinessResponse(business=_business(found))
 
+    def UpdateBusiness(
+        self, request: pb.UpdateBusinessRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateBusinessResponse:
+        """To be written."""
+        raise TandemError("not yet", reason=Reason.INTERNAL)
+
 
 # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -186,6 +192,8 @@ def _user(user: users.User) -> pb.User:
         email=user.email,
         person_id=str(profile_ids.person_id(user.user_id)),
         create_time=timestamp(user.created_at),
+        profile_status=pb.ProfileStatus.Value(f"PROFILE_STATUS_{user.profile_status.upper()}"),
+        profile_reason=user.profile_reason,
     )
 
 
@@ -195,6 +203,8 @@ def _business(business: users.Business) -> pb.Business:
         profile_business_id=str(profile_ids.business_id(business.business_id)),
         members=[pb.Member(user_id=str(member.user_id), role=role_to(member.role)) for member in business.members],
         create_time=timestamp(business.created_at),
+        profile_status=pb.ProfileStatus.Value(f"PROFILE_STATUS_{business.profile_status.upper()}"),
+        profile_reason=business.profile_reason,
     )
 
 

@@ -158,9 +158,15 @@ class UpdatePersonRequest(_message.Message):
 
     PERSON_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """With version 0: where there is no such person, make it of the fields of the mask. An existing one has another
+    version, so the update is refused then.
+    """
     @_builtins.property
     def person(self) -> _person_pb2.Person:
-        """The new values; person_id names the person, and version is the one that was read (at least 1).
+        """The new values; person_id names the person, and version is the one that was read (at least 1,
+        or 0 with allow_missing).
         Only the fields of the mask are looked at; the changed entity as a whole is validated.
         """
 
@@ -173,10 +179,11 @@ class UpdatePersonRequest(_message.Message):
         *,
         person: _person_pb2.Person | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,9 +349,15 @@ class UpdateBusinessRequest(_message.Message):
 
     BUSINESS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """With version 0: where there is no such business, make it of the fields of the mask. An existing one has another
+    version, so the update is refused then.
+    """
     @_builtins.property
     def business(self) -> _business_pb2.Business:
-        """The new values; business_id names the business, and version is the one that was read (at least 1).
+        """The new values; business_id names the business, and version is the one that was read (at least 1,
+        or 0 with allow_missing).
         Only the fields of the mask are looked at; the changed entity as a whole is validated.
         """
 
@@ -357,10 +370,11 @@ class UpdateBusinessRequest(_message.Message):
         *,
         business: _business_pb2.Business | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
