@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
+import grpc
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,7 @@ from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
+from tandem.profiles.client import open_profiles
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
@@ -171,6 +173,28 @@ def sources(settings: Settings) -> Iterator[Sources]:
         participants = Participants(settings.participants)
         stack.callback(participants.close)
         yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name)
+
+
+@contextmanager
+def initiator(settings: Settings, *, connections: int) -> Iterator[tuple[Coordinator, grpc.Channel]]:
+    """For the migration, beside a server that may run or not: a coordinator, and a channel to profiles."""
+    with ExitStack() as stack:
+        url = database_url(settings, "identity", stack)
+        engine = open_engine(url, "identity-migration", stack, pool_size=connections)
+        coordinator = Coordinator(engine, name=settings.name, participants=settings.participants, times=settings.times)
+        stack.callback(coordinator.close)
+        _check(settings, engine, coordinator.log)
+        yield coordinator, stack.enter_context(open_profiles(settings.participants[PROFILES]))
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Engine]:
+    """The database alone, at this code's revisions."""
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        for migrations in MIGRATIONS:
+            migrations.check(engine, command=MIGRATE)
+        yield engine
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

@@ -116,7 +116,7 @@ def business_of(row: Any, people: Iterable[tuple[UUID, str]] = ()) -> business_p
         industry=_industry(row.old_industry, wrong),
         addresses=[address] if address else [],
         website=_website(row.old_website, wrong),
-        people=[business_pb2.BusinessRole(person_id=who, role=role) for who, role in roles],  # type: ignore[arg-type]
+        people=[business_pb2.BusinessRole(person_id=who, role=role) for who, role in roles],
     )
     return Refusal(Reason.INVALID_REQUEST, tuple(wrong)) if wrong else business
 
