@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from uuid import UUID
 
 from identity_stub.migration import backfill_accounts as accounts
@@ -91,6 +91,12 @@ class Report:
     def done(self) -> int:
         """Accounts that have been seen to."""
         return self.created.total() + self.refused.total() + self.conflicts.total() + self.elsewhere
+
+    def as_dict(self) -> dict[str, object]:
+        """For programs."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        told = {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
+        return {**told, "done": self.done}
 
 
 class Ledger:
@@ -286,8 +292,8 @@ class Batch:
             except TandemError as error:
                 if error.reason in _PASSING:
                     raise
-                fields = error.violations or (Violation(error.metadata.get("field", "profile"), "can't be had"),)
-                self._refuse({id_: str(Refusal(error.reason, fields))})
+                wrong = error.violations or (Violation(error.metadata.get("field", "profile"), "can't be had"),)
+                self._refuse({id_: str(Refusal(error.reason, wrong))})
                 return
         failpoint("backfill.after_update")
         lacking: Sequence[business_pb2.BusinessPerson] = ()

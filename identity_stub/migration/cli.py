@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -97,7 +96,7 @@ def backfill(
             )
             report = run.run()
         if as_json:
-            print_json({**asdict(report), "done": report.done, "dry_run": dry_run})
+            print_json({**report.as_dict(), "dry_run": dry_run})
         else:
             _print(report, dry_run=dry_run)
     if report.stopped:
