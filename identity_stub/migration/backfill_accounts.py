@@ -35,6 +35,9 @@ PAGE = 5_000
 READING = Limits(statement_timeout_ms=60_000, durable=False)
 """A count of a hundred million takes its time; nobody waits for it."""
 
+MARKING = Limits(durable=False)
+"""Of refusals: one that gets lost would only be found again, so nobody waits for the disk."""
+
 Profile = person_pb2.Person | business_pb2.Business
 
 
@@ -184,7 +187,7 @@ def reject(engine: Engine, kind: Kind, status: str, reasons: Mapping[UUID, str])
         .values(profile_status=REJECTED, profile_reason=given.c.reason)
     )
     rows = [{"id": id_, "reason": reason} for id_, reason in sorted(reasons.items())]
-    with local_transaction(engine) as connection:
+    with local_transaction(engine, MARKING) as connection:
         return connection.execute(statement, arrays("given", _REASONS, rows)).rowcount
 
 
