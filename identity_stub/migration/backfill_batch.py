@@ -49,6 +49,9 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 
+_OF_CONTENT = frozenset({Reason.MESSAGE_TOO_LARGE, Reason.ALREADY_EXISTS, Reason.REFUSED})
+"""What an account is refused for, even where a refusal names no write."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -217,6 +220,8 @@ class Batch:
         except Refused as refused:
             self._sort_out(good, refused)
         except InvalidRequest as error:  # too large for one message
+            if error.reason is not Reason.INVALID_REQUEST:
+                raise
             self._take_apart(ids, error.reason.value)
         else:
             self._ledger.change(lambda report: report.created.update({self._kind.name: len(ids)}))
@@ -237,6 +242,8 @@ class Batch:
         against = _against(refused, good)
         left = [one.id for one in good if one.id not in against]
         if not against:
+            if refused.reason not in _OF_CONTENT:  # of the caller or of its configuration: no account is to blame
+                raise refused
             self._take_apart(left, refused.reason.value)
         elif any(violation.rule == "writes.unique" for violation in refused.violations):
             # The first of two has it, unless it is refused itself.

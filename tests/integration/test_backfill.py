@@ -273,6 +273,19 @@ def test_it_gives_up_where_profiles_is_not_there_and_loses_nothing(house: Home) 
     all_there(house)
 
 
+def test_what_is_wrong_with_the_backfill_itself_is_no_account_s_fault(house: Home) -> None:
+    """Profiles knows no coordinator of this name: it stops, and nobody is marked."""
+    seeding.seed(house.identity, 30)
+    _, wrong = expected(house)
+    stranger = Coordinator(house.identity, name="stranger", participants={"profiles": house.profiles_server.address})
+    with grpc.insecure_channel(house.profiles_server.address) as channel:
+        report = Backfill(stranger, Existing(channel), Options(kinds=[USERS])).run()
+    stranger.close()
+    assert report.stopped.startswith("COORDINATOR_UNKNOWN")
+    assert users(house, "rejected") == wrong
+    assert users(house, "active") == set()
+
+
 # --- conflicts --------------------------------------------------------------------------------------------------------
 
 
