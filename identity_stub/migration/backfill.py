@@ -14,7 +14,8 @@ from uuid import UUID
 
 from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration.backfill_accounts import Kind
-from identity_stub.migration.backfill_batch import Batch, Ledger, Options, Report
+from identity_stub.migration.backfill_batch import Batch
+from identity_stub.migration.backfill_report import Ledger, Options, Report
 from identity_stub.migration.conflicts import Existing
 from identity_stub.signup import TROUBLE
 from tandem.coordinator.driver import Coordinator

@@ -35,9 +35,6 @@ PAGE = 5_000
 READING = Limits(statement_timeout_ms=60_000, durable=False)
 """A count of a hundred million takes its time; nobody waits for it."""
 
-MARKING = Limits(durable=False)
-"""Of refusals: one that gets lost would only be found again, so nobody waits for the disk."""
-
 Profile = person_pb2.Person | business_pb2.Business
 
 
@@ -178,7 +175,7 @@ def activate(connection: Connection, kind: Kind, status: str, some: Sequence[UUI
 _REASONS: Columns = {"id": sa.Uuid(), "reason": sa.Text()}
 
 
-def reject(engine: Engine, kind: Kind, status: str, reasons: Mapping[UUID, str]) -> int:
+def reject(connection: Connection, kind: Kind, status: str, reasons: Mapping[UUID, str]) -> int:
     """Marks the accounts as refused, each with the reason; how many had this status still."""
     given = records("given", _REASONS)
     statement = (
@@ -187,8 +184,7 @@ def reject(engine: Engine, kind: Kind, status: str, reasons: Mapping[UUID, str])
         .values(profile_status=REJECTED, profile_reason=given.c.reason)
     )
     rows = [{"id": id_, "reason": reason} for id_, reason in sorted(reasons.items())]
-    with local_transaction(engine, MARKING) as connection:
-        return connection.execute(statement, arrays("given", _REASONS, rows)).rowcount
+    return connection.execute(statement, arrays("given", _REASONS, rows)).rowcount
 
 
 _IDS = sa.bindparam("ids", type_=ARRAY(sa.Uuid))

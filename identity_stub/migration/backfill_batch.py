@@ -1,4 +1,4 @@
-"""One batch of a backfill to its end, whatever it meets on the way; and the report that all batches write to.
+"""One batch of a backfill to its end, whatever it meets on the way.
 
 read ─▶ Prepare ─▶ one UPDATE and the decision, one local commit ─▶ Commit
           │ refused: those that are go out, marked with the reason, and the rest is tried again
@@ -8,16 +8,14 @@ read ─▶ Prepare ─▶ one UPDATE and the decision, one local commit ─▶ 
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from identity_stub.migration import backfill_accounts as accounts
-from identity_stub.migration.backfill_accounts import ABSENT, BUSINESSES, USERS, WHOLE, Account, Kind, Profile, Shard
-from identity_stub.migration.conflicts import Existing, Policy, differing, roles_lacking, to_write
+from identity_stub.migration.backfill_accounts import Account, Kind, Profile
+from identity_stub.migration.backfill_report import Ledger, Options, Report
+from identity_stub.migration.conflicts import Existing, differing, roles_lacking, to_write
 from identity_stub.migration.mapping import Refusal, checked
 from identity_stub.signup import TROUBLE
 from tandem.coordinator.driver import Coordinator
@@ -30,12 +28,6 @@ from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger
 
 log = logger("identity.backfill")
-
-MAX_BATCH = 100
-"""Writes in one transaction (participant.proto)."""
-
-PATIENCE_S = 60.0
-"""How long a batch is tried again without getting on. Then the backfill gives up; it is run again, and goes on."""
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -51,86 +43,6 @@ _PASSING = frozenset(
 
 _OF_CONTENT = frozenset({Reason.MESSAGE_TOO_LARGE, Reason.ALREADY_EXISTS, Reason.REFUSED})
 """What an account is refused for, even where a refusal names no write."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """status: which accounts are taken up, ABSENT or REJECTED. rate: accounts a second at most; None: as many as go.
-
-    batch: accounts in one transaction, 1 to MAX_BATCH. threads: batches on their way at the same time.
-    """
-
-    kinds: Sequence[Kind] = (USERS, BUSINESSES)
-    status: str = ABSENT
-    shard: Shard = WHOLE
-    policy: Policy = Policy.KEEP
-    batch: int = MAX_BATCH
-    threads: int = 4
-    rate: float | None = None
-    dry_run: bool = False
-    patience_s: float = PATIENCE_S
-
-
-@dataclass(slots=True)
-class Report:
-    """What has become of the accounts; of a dry run: what would.
-
-    created: by kind. refused: by reason. conflicts: kept, overwritten, merged. fields: that differed in them.
-    elsewhere: accounts that no longer waited when they were read: another run's, or an attempt's of which nothing was
-    heard. stopped: why it gave up; "" where it did not.
-    """
-
-    total: int = 0
-    created: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    conflicts: Counter[str] = field(default_factory=Counter)
-    fields: Counter[str] = field(default_factory=Counter)
-    elsewhere: int = 0
-    retries: int = 0
-    stopped: str = ""
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Accounts that have been seen to."""
-        return self.created.total() + self.refused.total() + self.conflicts.total() + self.elsewhere
-
-    def as_dict(self) -> dict[str, object]:
-        """For programs."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        told = {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
-        return {**told, "done": self.done}
-
-
-class Ledger:
-    """The report while many batches write to it. on_change: told of it after each change, one at a time."""
-
-    def __init__(self, on_change: Callable[[Report], object]) -> None:
-        self.report = Report()
-        self.stopping = threading.Event()
-        self._on_change = on_change
-        self._lock = threading.Lock()
-
-    def change(self, how: Callable[[Report], object]) -> None:
-        """Changes it."""
-        with self._lock:
-            how(self.report)
-            self._on_change(self.report)
-
-    def stop(self, error: TandemError) -> None:
-        """Nothing more is begun; the first reason stays."""
-        with self._lock:
-            self.report.stopped = self.report.stopped or f"{error.reason.value}: {error.message}"
-        self.stopping.set()
-
-    def conflict(self, policy: Policy, differ: Sequence[str]) -> None:
-        """One more, in which these fields differed."""
-
-        def count(report: Report) -> None:
-            report.conflicts[policy.done] += 1
-            report.fields.update(differ)
-
-        self.change(count)
 
 
 class _Quicker(Exception):
@@ -198,9 +110,10 @@ class Batch:
         self._only(some, [one.id for one in read])
         refused = {one.id: str(one.profile) for one in read if isinstance(one.profile, Refusal)}
         good = [one for one in read if one.id not in refused]
-        self._refuse(refused)
         if good:
-            self._create_all(good)
+            self._create_all(good, refused)
+        else:
+            self._refuse(refused)
         self._todo.pop()
 
     def _only(self, some: Sequence[UUID], waiting: list[UUID]) -> None:
@@ -210,25 +123,36 @@ class Batch:
         if gone:
             self._ledger.change(lambda report: _gone(report, gone))
 
-    def _create_all(self, good: Sequence[Account]) -> None:
-        """Profiles for the accounts, which are all of the last list; or other lists in its place."""
+    def _create_all(self, good: Sequence[Account], refused: Mapping[UUID, str]) -> None:
+        """Profiles for the accounts, marks for them and for those that make none; or other lists in the last one's
+        place.
+        """
         ids = [one.id for one in good]
         try:
-            self._create(ids, _profiles(good))
+            self._create(ids, _profiles(good), refused)
         except _Quicker:
-            self._todo.insert(-1, ids)  # below itself, which is about to be taken off
-        except Refused as refused:
-            self._sort_out(good, refused)
+            self._todo.insert(-1, self._todo[-1])  # below itself, which is about to be taken off
+        except Refused as error:
+            self._refuse(refused)
+            self._sort_out(good, error)
         except InvalidRequest as error:  # too large for one message
+            self._refuse(refused)
             if error.reason is not Reason.INVALID_REQUEST:
                 raise
             self._take_apart(ids, error.reason.value)
         else:
-            self._ledger.change(lambda report: report.created.update({self._kind.name: len(ids)}))
+            self._ledger.change(lambda report: _created(report, self._kind, len(ids), refused))
 
-    def _create(self, ids: Sequence[UUID], writes: Sequence[Profile | business_pb2.BusinessPerson]) -> None:
-        """The writes and the mark on the accounts, together. Raises _Quicker, Refused, one of TROUBLE."""
+    def _create(
+        self,
+        ids: Sequence[UUID],
+        writes: Sequence[Profile | business_pb2.BusinessPerson],
+        refused: Mapping[UUID, str] = {},
+    ) -> None:
+        """The writes and the marks on the accounts, together. Raises _Quicker, Refused, one of TROUBLE."""
         with self._coordinator.transaction({self._participant: writes}) as tx:
+            if refused:
+                accounts.reject(tx.connection, self._kind, self._options.status, refused)
             if accounts.activate(tx.connection, self._kind, self._options.status, ids) != len(ids):
                 raise _Quicker
 
@@ -264,7 +188,8 @@ class Batch:
         if not reasons:
             return
         failpoint("backfill.before_refusal")
-        accounts.reject(self._engine, self._kind, self._options.status, reasons)
+        with local_transaction(self._engine) as connection:
+            accounts.reject(connection, self._kind, self._options.status, reasons)
         self._seen_to(reasons)
         self._ledger.change(lambda report: report.refused.update(reasons.values()))
         failpoint("backfill.after_refusal")
@@ -374,6 +299,11 @@ def _against(refused: Refused, asked: Sequence[Account]) -> dict[UUID, str]:
 
 def _retried(report: Report) -> None:
     report.retries += 1
+
+
+def _created(report: Report, kind: Kind, count: int, refused: Mapping[UUID, str]) -> None:
+    report.created[kind.name] += count
+    report.refused.update(refused.values())
 
 
 def _gone(report: Report, count: int) -> None:

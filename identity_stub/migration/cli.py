@@ -21,7 +21,7 @@ from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import seeding
 from identity_stub.migration.backfill import MAX_THREADS, Backfill
 from identity_stub.migration.backfill_accounts import ABSENT, KINDS, REJECTED, Kind, Shard
-from identity_stub.migration.backfill_batch import MAX_BATCH, Options, Report
+from identity_stub.migration.backfill_report import MAX_BATCH, Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
 from tandem.runtime.cli import plainly, print_json
 from tandem.runtime.config import load

@@ -25,7 +25,8 @@ from tests.faults.crash_house import House, eventually
 USERS_SEEDED = 40
 _seeds = itertools.count(100)
 
-SMALL = ("backfill", "--batch", "7", "--threads", "2")
+SMALL_BATCH = 7
+SMALL = ("backfill", "--batch", str(SMALL_BATCH), "--threads", "2")
 
 Found = tuple[set[UUID], set[UUID]]
 
@@ -38,8 +39,8 @@ class Old:
         self.engine: sa.Engine = create_engine(house.services["identity"].environment["IDENTITY_DATABASE_URL"])
         made = seeding.seed(self.engine, USERS_SEEDED, seed=next(_seeds))
         assert (made.users, made.businesses) == (USERS_SEEDED, USERS_SEEDED // 5)
-        # One that is refused and one that profiles refuses, whatever the seed has.
-        self.set_first("users", "old_birthday = 'unknown'")
+        # A whole batch that is refused, and some of another, whatever the seed has.
+        self.set_first("users", "old_birthday = 'unknown'", SMALL_BATCH)
         self.set_first("businesses", "old_incorporated = 'long ago'")
         self.mine: dict[str, set[UUID]] = {}
         self.wrong: dict[str, set[UUID]] = {}
@@ -49,12 +50,12 @@ class Old:
             self.mine[name] = set(page)
             self.wrong[name] = {one.id for one in read if isinstance(one.profile, Refusal)}
 
-    def set_first(self, table: str, what: str) -> None:
+    def set_first(self, table: str, what: str, count: int = 1) -> None:
         key = KINDS[table].key.name
         self.house.sql(
             "identity",
-            f"UPDATE identity.{table} SET {what} WHERE {key} = (SELECT {key} FROM identity.{table}"
-            f" WHERE profile_status = 'absent' ORDER BY {key} LIMIT 1)",
+            f"UPDATE identity.{table} SET {what} WHERE {key} IN (SELECT {key} FROM identity.{table}"
+            f" WHERE profile_status = 'absent' ORDER BY {key} LIMIT {count})",
         )
 
     def waiting(self, table: str = "users") -> int:

@@ -16,7 +16,7 @@ from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import backfill_batch, seeding
 from identity_stub.migration.backfill import Backfill
 from identity_stub.migration.backfill_accounts import BUSINESSES, KINDS, REJECTED, USERS, Shard
-from identity_stub.migration.backfill_batch import Options, Report
+from identity_stub.migration.backfill_report import Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
 from identity_stub.migration.mapping import Refusal
 from tandem.coordinator.driver import Coordinator
