@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 from identity_stub import tables
 from identity_stub.config import PROFILES, Settings
 from identity_stub.explain import Sources
+from identity_stub.facts import Facts
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
@@ -84,7 +85,9 @@ class App:
                 settings.metrics_listen, registry, stack, service="identity", ready=lambda: self._server.ready
             )
             stack.callback(self._server.drain, settings.drain_s)
-            IdentityServicer(engine, SignUps(engine, provisioning)).add_to(self._server)
+            facts = Facts(engine, provisioning, settings.participants[PROFILES])
+            stack.callback(facts.close)
+            IdentityServicer(engine, SignUps(engine, provisioning), facts).add_to(self._server)
             if settings.serve_coordinator:
                 CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
                 gauges = gauges_engine(url, name="identity-gauges")
