@@ -18,6 +18,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from typer.testing import CliRunner
 
 import identity_stub.cli
+import profiles_server.cli
 from identity_stub.migration.backfill import Backfill
 from identity_stub.migration.backfill_accounts import BUSINESSES
 from identity_stub.migration.backfill_batch import Options as BackfillOptions
@@ -397,6 +398,85 @@ def test_what_an_attempt_has_left_in_doubt_gives_way(house: Home, channel: grpc.
     assert report.equal(migrating=False)
     assert house.person_state(str(profile_ids.person_id(user_id))) == "active"
     assert house.count("twophase.decision", "transaction_id = :id AND outcome = 'aborted'", id=died.id) == 1
+
+
+# --- deleting what is extra, at profiles --------------------------------------------------------------------------
+
+
+def delete_extra(house: Home, listed: str, *arguments: str) -> tuple[int, str]:
+    """The command of profiles, given what reconcile has printed."""
+    environment = {
+        "PROFILES_DATABASE_URL": house.profiles.url.render_as_string(hide_password=False),
+        "PROFILES_COORDINATORS": f"identity={house.server.address}",
+    }
+    arguments = ("delete-extra", "-", "--coordinator", "identity", "--actor", "ann", "--reason", "T-1", *arguments)
+    result = CliRunner().invoke(profiles_server.cli.cli, arguments, env=environment, input=listed)
+    assert isinstance(result.exception, (SystemExit, type(None))), result.exception
+    return result.exit_code, result.output
+
+
+def test_what_is_extra_is_deleted_by_hand_with_a_reason(house: Home, channel: grpc.Channel) -> None:
+    """By whoever owns profiles, from the reconciliation's own list; each is recorded; then both sides are equal."""
+    _, business_id = old(house, channel)
+    role = business_pb2.BusinessPerson(
+        business_id=str(profile_ids.business_id(business_id)), person_id=str(uuid4()), role=business_pb2.ROLE_DIRECTOR
+    )
+    people = [business_pb2.BusinessRole(person_id=str(uuid4()), role=business_pb2.ROLE_OWNER)]
+    with house.coordinator.transaction(
+        {"profiles": [person(person_id=str(uuid4())), business(business_id=str(uuid4()), people=people), role]}
+    ):
+        pass
+    theirs = str(uuid4())
+    with house.coordinator.transaction({"profiles": [person(person_id=theirs)]}):
+        pass
+    at_profiles(house, "UPDATE profiles.person SET coordinator = 'billing' WHERE person_id = :id", id=theirs)
+    house.marked()
+    listed = run(house)[1] + f"users\textra\t{theirs}\ntransactions\textra\tprofiles identity/{uuid4()}\n"
+    status, said = delete_extra(house, listed, "--dry-run")
+    assert (status, said.splitlines()[-1]) == (0, "1 not there, 3 would be deleted")
+    assert run(house)[0] == 3
+    status, said = delete_extra(house, listed)
+    assert (status, said.splitlines()[-1]) == (0, "3 deleted, 1 not there")
+    assert run(house)[0] == 0
+    assert house.person_state(theirs) == "active"
+    with house.profiles.connect() as connection:
+        recorded = connection.execute(
+            sa.text("SELECT actor, reason, split_part(detail, ' ', 1) FROM twophase.participant_action ORDER BY 3")
+        ).all()
+        audited = connection.execute(
+            sa.text("SELECT entity_kind FROM profiles.audit_event WHERE action = 'deleted' ORDER BY 1")
+        ).scalars()
+        assert recorded == [("ann", "T-1", kind) for kind in ("business", "business_person", "person")]
+        assert list(audited) == ["business", "business_person", "business_person", "person"]
+
+
+def test_a_business_that_is_just_getting_a_role_is_left(house: Home) -> None:
+    """The vote is a promise: what is prepared keeps its business."""
+    extra = str(uuid4())
+    with house.coordinator.transaction({"profiles": [business(business_id=extra)]}):
+        pass
+    role = business_pb2.BusinessPerson(business_id=extra, person_id=str(uuid4()), role=business_pb2.ROLE_OWNER)
+    tx = house.coordinator.prepare({"profiles": [role]})
+    listed = f"businesses\textra\t{extra}\n"
+    status, said = delete_extra(house, listed)
+    assert (status, "just being made" in said) == (1, True)
+    with house.identity.begin() as connection:
+        assert tx.decision is not None
+        connection.execute(tx.decision)
+    tx.finish()
+    assert len(house.roles(extra)) == 1
+    assert delete_extra(house, listed)[1].endswith("1 deleted\n")
+
+
+def test_a_list_that_is_none_deletes_nothing(house: Home) -> None:
+    """One line that can't be read stops it before anything is done."""
+    with house.coordinator.transaction({"profiles": [person(person_id=str(uuid4()))]}):
+        pass
+    (one,) = [line for line in run(house)[1].splitlines() if "\textra\t" in line]
+    status, said = delete_extra(house, f"{one}\nusers\textra\tsomebody\n")
+    assert (status, "line 2" in said) == (1, True)
+    assert delete_extra(house, "users\tmissing\tx\n") == (0, "nothing in it is extra\n")
+    assert house.count("profiles.person") == 1
 
 
 # --- the parts it stands on ---------------------------------------------------------------------------------------
