@@ -118,12 +118,7 @@ class Facts:
     def _account(self, business_id: UUID) -> tuple[users.Business, sa.Row[Any]] | None:
         with local_transaction(self._engine, ASIDE) as connection:
             account = users.business(connection, business_id)
-            if account is None:
-                return None
-            b = t.businesses.c
-            old = [b[f"old_{fact}"] for fact in t.OLD_BUSINESS_FACTS]
-            chosen = sa.select(b.business_id, *old).where(b.business_id == business_id)
-            return account, connection.execute(chosen).one()
+            return None if account is None else (account, _row(connection, business_id))
 
     def _ask(self, business_id: UUID, timeout_s: float) -> business_pb2.Business | None:
         """What profiles has; None where it has nothing that is committed."""
@@ -177,6 +172,11 @@ class Facts:
         return version
 
 
+def of_old_columns(connection: Connection, account: users.Business) -> business_pb2.Business:
+    """The profile that migrates an account, with its people. Raises InvalidRequest where its old columns make none."""
+    return _to_create(_row(connection, account.business_id), account.members, business_pb2.Business(), ())
+
+
 def mark_active(connection: Connection, business_id: UUID) -> None:
     """Says that the business has its profile; in the local transaction that decides it."""
     b = t.businesses
@@ -186,6 +186,12 @@ def mark_active(connection: Connection, business_id: UUID) -> None:
 
 
 # --- the old columns --------------------------------------------------------------------------------------------
+
+
+def _row(connection: Connection, business_id: UUID) -> sa.Row[Any]:
+    b = t.businesses.c
+    old = [b[f"old_{fact}"] for fact in t.OLD_BUSINESS_FACTS]
+    return connection.execute(sa.select(b.business_id, *old).where(b.business_id == business_id)).one()
 
 
 def _people(members: Iterable[users.Member]) -> list[tuple[UUID, str]]:

@@ -20,7 +20,7 @@ from tandem.profiles.v1 import business_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as profiles_pb
 from tandem.runtime.errors import Reason
 from tests.integration.old_accounts import old_business, old_user
-from tests.integration.test_identity_house import Home, business, fresh, home, refusal, sign_up
+from tests.integration.test_identity_house import Home, address, business, fresh, home, person, refusal, sign_up
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +262,44 @@ def test_without_profiles_nothing_old_is_told_as_new(new_database: Callable[[str
         house.profiles_server.drain(0)
         request = pb.GetBusinessRequest(business_id=str(business_id), with_profile=True)
         assert refusal(house.stub.GetBusiness, request).reason in (Reason.UNAVAILABLE, Reason.DEADLINE_PASSED)
+
+
+# --- invitations --------------------------------------------------------------------------------------------------
+
+
+def accept(house: Home, business_id: UUID, inviter: UUID) -> pb.AcceptInvitationRequest:
+    """Somebody new, invited to the business."""
+    invited = house.stub.InviteUser(
+        pb.InviteUserRequest(
+            business_id=str(business_id), inviter_user_id=str(inviter), email=address(), role=business_pb2.ROLE_DIRECTOR
+        ),
+        timeout=20,
+    )
+    return pb.AcceptInvitationRequest(invitation_id=invited.invitation.invitation_id, person=person())
+
+
+def test_who_accepts_an_invitation_migrates_the_business(house: Home, profiles: Profiles) -> None:
+    """Nobody has to wait for the backfill: business, person and role in one transaction."""
+    owner = old_user(house)
+    business_id = old_business(house, owner)
+    before = by_identity(house, business_id).profile
+    made = house.stub.AcceptInvitation(accept(house, business_id, owner), timeout=20)
+    assert made.business.profile_status == pb.PROFILE_STATUS_ACTIVE
+    after = by_profiles(profiles, business_id)
+    assert {one.person_id for one in after.people} == {before.people[0].person_id, made.user.person_id}
+    again = house.stub.AcceptInvitation(accept(house, business_id, owner), timeout=20)  # as ever
+    assert again.user.person_id in {one.person_id for one in by_profiles(profiles, business_id).people}
+    del before.people[:], after.people[:]
+    assert facts(after) == before
+
+
+def test_a_malformed_business_is_mended_before_it_grows(house: Home) -> None:
+    """Who is invited can't mend it: nothing is made, and no value is told."""
+    owner = old_user(house)
+    business_id = old_business(house, owner, incorporated="long ago")
+    request = accept(house, business_id, owner)
+    told = refusal(house.stub.AcceptInvitation, request)
+    assert (told.reason, told.metadata["why"]) == (Reason.REFUSED, "business")
+    mended = update(business_id, 0, incorporation_date={"year": 1901})
+    house.stub.UpdateBusiness(mended, timeout=20)
+    house.stub.AcceptInvitation(request, timeout=20)
