@@ -39,6 +39,7 @@ AT_ONCE = 4
 
 ROLES = "roles"
 STATUS = "profile_status"
+IN_DOUBT = "in_doubt"
 
 _IDS = sa.bindparam("ids", type_=ARRAY(sa.Uuid))
 
@@ -180,7 +181,9 @@ class Comparison:
         for account in accounts:
             profile = fetched.get(ids[account.id])
             there = profile is not None or account.id in known
-            if account.status != ACTIVE:
+            if profile is None and ids[account.id] in fetched:
+                looked[account.id] = [self._difference(Is.UNFINISHED, account, IN_DOUBT)]
+            elif account.status != ACTIVE:
                 looked[account.id] = [self._difference(Is.DIFFERENT, account, STATUS)] if there else account.status
             elif not there:
                 looked[account.id] = [self._difference(Is.MISSING, account)]

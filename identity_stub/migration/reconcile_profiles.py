@@ -27,11 +27,12 @@ GET_PAGE = 1_000
 LIST_S = 35.0
 GET_S = 10.0
 PATIENCE_S = 60.0
+DOUBT_S = 30.0
+"""In all: how long a run waits for what is in doubt. What is still in doubt then, nobody can say anything of."""
+
 PAUSE_S = 0.5
 
-_AGAIN = frozenset(
-    {Reason.UNAVAILABLE, Reason.DEADLINE_PASSED, Reason.OVERLOADED, Reason.DATABASE_UNAVAILABLE, Reason.IN_DOUBT}
-)
+_AGAIN = frozenset({Reason.UNAVAILABLE, Reason.DEADLINE_PASSED, Reason.OVERLOADED, Reason.DATABASE_UNAVAILABLE})
 
 
 class Profiles:
@@ -41,6 +42,7 @@ class Profiles:
         self._stub = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
         self._coordinator = coordinator
         self._pause = threading.Event()
+        self._doubt_left_s = DOUBT_S
 
     def ids(self, kind: Kind) -> Iterator[Sequence[str]]:
         """The ids of all that the coordinator's transactions have made, in their order, page by page."""
@@ -52,9 +54,9 @@ class Profiles:
             if not token:
                 return
 
-    def get(self, kind: Kind, ids: Sequence[UUID]) -> dict[UUID, Profile]:
-        """Those of these that are there, GET_PAGE ids at most."""
-        found: dict[UUID, Profile] = {}
+    def get(self, kind: Kind, ids: Sequence[UUID]) -> dict[UUID, Profile | None]:
+        """Those of these that are there, GET_PAGE ids at most; None for those that are in doubt for too long."""
+        found: dict[UUID, Profile | None] = {}
         until = time.monotonic() + PATIENCE_S
         asked, size = list(ids), GET_PAGE
         while asked:
@@ -67,11 +69,16 @@ class Profiles:
                         found[id_] = result.business if kind.with_people else result.person
                     elif (error := from_status(result.status)).reason is not Reason.NOT_FOUND:
                         again[id_] = error
-            self._check([*again.values()], until)
+            in_doubt = {id_ for id_, error in again.items() if error.reason is Reason.IN_DOUBT}
+            if self._doubt_left_s <= 0:
+                found |= dict.fromkeys(in_doubt)
+                again = {id_: error for id_, error in again.items() if id_ not in in_doubt}
+            self._check([error for id_, error in again.items() if id_ not in in_doubt], until)
             if any(error.reason is Reason.OVERLOADED for error in again.values()):
                 size = max(1, size // 4)  # too much for one answer
             elif again:
                 self._pause.wait(PAUSE_S)
+                self._doubt_left_s -= PAUSE_S if in_doubt else 0.0
             asked = list(again)
         return found
 

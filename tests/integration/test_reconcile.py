@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import identity_stub.cli
 import profiles_server.cli
+from identity_stub.migration import reconcile_profiles
 from identity_stub.migration.backfill import Backfill
 from identity_stub.migration.backfill_accounts import BUSINESSES
 from identity_stub.migration.backfill_batch import Options as BackfillOptions
@@ -283,6 +284,21 @@ def test_nothing_is_found_where_there_is_nothing(house: Home, channel: grpc.Chan
     assert not failures
     assert [report.listed for report in reports] == [[]] * len(reports)
     assert reports[-1].compared["users"] > reports[0].compared["users"]
+
+
+def test_what_nobody_can_decide_stops_nothing(
+    new_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile in doubt while the coordinator is away is told as such, and all others are compared."""
+    monkeypatch.setattr(reconcile_profiles, "DOUBT_S", 0.5)
+    with home(new_database) as house, open_profiles(house.profiles_server.address) as channel:
+        in_doubt, missing = old_user(house, status="active"), old_user(house, status="active")
+        house.coordinator.prepare({"profiles": [person(person_id=str(profile_ids.person_id(in_doubt)))]})
+        house.server.drain(0)
+        assert found(reconciled(house, channel)) == {
+            ("users", "unfinished", str(in_doubt), ("in_doubt",)),
+            ("users", "missing", str(missing), ()),
+        }
 
 
 # --- putting right ------------------------------------------------------------------------------------------------
