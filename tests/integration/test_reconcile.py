@@ -416,6 +416,39 @@ def test_what_an_attempt_has_left_in_doubt_gives_way(house: Home, channel: grpc.
     assert house.count("twophase.decision", "transaction_id = :id AND outcome = 'aborted'", id=died.id) == 1
 
 
+BACKED_UP = ("twophase.prepared_transaction", "profiles.person", "profiles.business", "profiles.business_person")
+
+
+def test_after_a_restore_of_profiles(house: Home, channel: grpc.Channel) -> None:
+    """What was committed since the backup is found on both roads; old accounts are made again, others are listed."""
+    old(house, channel)
+    with house.profiles.begin() as connection:
+        for table in BACKED_UP:
+            connection.exec_driver_sql(f"CREATE TABLE backup_{table.replace('.', '_')} AS TABLE {table}")
+    _, migrated_later = old(house, channel)
+    signed_up = house.stub.SignUp(sign_up(request_id=fresh()), timeout=20)
+    house.marked()
+    with house.profiles.begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(BACKED_UP)}")
+        for table in BACKED_UP:
+            connection.exec_driver_sql(f"INSERT INTO {table} TABLE backup_{table.replace('.', '_')}")
+            connection.exec_driver_sql(f"DROP TABLE backup_{table.replace('.', '_')}")
+    told = reconciled(house, channel)
+    assert told.found == {"users: missing": 2, "businesses: missing": 2, "transactions: missing": 3}
+    report = reconciled(house, channel, repair=True)
+    assert report.repaired == {"users: missing": 1, "businesses: missing": 1}
+    assert report.left == {"users: missing: no facts here": 1, "businesses: missing: no facts here": 1}
+    assert house.roles(str(profile_ids.business_id(migrated_later)))
+    again = pb.UpdateBusinessRequest(
+        business_id=signed_up.business.business_id,
+        profile=business(),
+        update_mask=FieldMask(paths=["legal_name", "entity_type"]),
+    )
+    house.stub.UpdateBusiness(again, timeout=20)  # its owner says it once more
+    house.marked()
+    assert reconciled(house, channel, within_s=0.0).found == {"users: missing": 1}
+
+
 # --- deleting what is extra, at profiles --------------------------------------------------------------------------
 
 
