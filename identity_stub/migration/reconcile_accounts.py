@@ -97,7 +97,7 @@ def pages(engine: Engine, kind: Kind) -> Iterator[list[Account]]:
 
 def read(engine: Engine, kind: Kind, ids: Sequence[UUID]) -> list[Account]:
     """These accounts, as they are now; GET_PAGE at most."""
-    return _read(engine, kind, kind.key == sa.func.any(sa.cast(sa.literal(list(ids), ARRAY(sa.Uuid)), ARRAY(sa.Uuid))))
+    return _read(engine, kind, kind.key.in_(list(ids)))
 
 
 def _read(engine: Engine, kind: Kind, where: sa.ColumnElement[bool]) -> list[Account]:
