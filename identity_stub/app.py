@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
+import grpc
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Engine
 from identity_stub import tables
 from identity_stub.config import PROFILES, Settings
 from identity_stub.explain import Sources
+from identity_stub.facts import Facts
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
@@ -27,6 +29,7 @@ from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
+from tandem.profiles.client import open_profiles
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
@@ -82,7 +85,9 @@ class App:
                 settings.metrics_listen, registry, stack, service="identity", ready=lambda: self._server.ready
             )
             stack.callback(self._server.drain, settings.drain_s)
-            IdentityServicer(engine, SignUps(engine, provisioning)).add_to(self._server)
+            facts = Facts(engine, provisioning, settings.participants[PROFILES])
+            stack.callback(facts.close)
+            IdentityServicer(engine, SignUps(engine, provisioning), facts).add_to(self._server)
             if settings.serve_coordinator:
                 CoordinatorServicer(coordinator, DecisionLog(resolving, settings.times)).add_to(self._server)
                 gauges = gauges_engine(url, name="identity-gauges")
@@ -171,6 +176,28 @@ def sources(settings: Settings) -> Iterator[Sources]:
         participants = Participants(settings.participants)
         stack.callback(participants.close)
         yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name)
+
+
+@contextmanager
+def initiator(settings: Settings, *, connections: int) -> Iterator[tuple[Coordinator, grpc.Channel]]:
+    """For the migration, beside a server that may run or not: a coordinator, and a channel to profiles."""
+    with ExitStack() as stack:
+        url = database_url(settings, "identity", stack)
+        engine = open_engine(url, "identity-migration", stack, pool_size=connections)
+        coordinator = Coordinator(engine, name=settings.name, participants=settings.participants, times=settings.times)
+        stack.callback(coordinator.close)
+        _check(settings, engine, coordinator.log)
+        yield coordinator, stack.enter_context(open_profiles(settings.participants[PROFILES]))
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Engine]:
+    """The database alone, at this code's revisions."""
+    with ExitStack() as stack:
+        engine = _database(settings, stack)
+        for migrations in MIGRATIONS:
+            migrations.check(engine, command=MIGRATE)
+        yield engine
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

@@ -24,6 +24,8 @@ from identity_stub import app, importing
 from identity_stub import explain as explaining
 from identity_stub.client import PATIENCE_S, Identity
 from identity_stub.config import Settings
+from identity_stub.migration import cli as migration
+from identity_stub.migration import reconcile_cli
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.cli import plainly, process_cli
@@ -36,6 +38,9 @@ cli = process_cli(
     Settings,
     lambda: app.serve(load(Settings)),
 )
+
+migration.add_to(cli)
+reconcile_cli.add_to(cli)
 
 Server = Annotated[
     str | None, typer.Option("--server", help="gRPC name of the running service.", show_default="IDENTITY_LISTEN")

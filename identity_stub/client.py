@@ -34,11 +34,14 @@ PATIENCE_S = 90.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
-_CREATES = [
+_WRITES = [
     f"tandem.identity.v1.IdentityService/{method}"
-    for method in ("SignUp", "BatchSignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation")
-]
-"""The channel doesn't repeat these: without a request id a repeat would be a second one. `call` does, with one."""
+    for method in (
+        "SignUp", "BatchSignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation", "UpdateBusiness"
+    )
+]  # fmt: skip
+"""The channel doesn't repeat these: without a request id a repeat would be a second one. `call` does, with one. An
+update has none: after UNAVAILABLE it may have been made, and whoever asked reads again."""
 
 _MAY_PASS = frozenset({Reason.UNAVAILABLE, Reason.DEADLINE_PASSED})
 
@@ -50,7 +53,7 @@ class Identity:
     """
 
     def __init__(self, target: str, *, patience_s: float = PATIENCE_S) -> None:
-        self._channel = open_channel(target, once=_CREATES)
+        self._channel = open_channel(target, once=_WRITES)
         self.stub = identity_service_pb2_grpc.IdentityServiceStub(self._channel)
         self._patience_s = patience_s
         self._closing = threading.Event()

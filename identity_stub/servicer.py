@@ -10,6 +10,7 @@ from sqlalchemy.engine import Engine
 
 from identity_stub import users
 from identity_stub.bulk import Bulk
+from identity_stub.facts import Facts, Told
 from identity_stub.requests import Kind, Made, Request, content_hash
 from identity_stub.signup import SignUp, SignUps, role_from, role_to
 from tandem.identity.v1 import identity_service_pb2 as pb
@@ -20,7 +21,7 @@ from tandem.runtime.auth import caller_of
 from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.server import Server
+from tandem.runtime.server import Server, time_left_s
 from tandem.runtime.status import ok, to_status
 from tandem.runtime.validation import validate
 from tandem.runtime.wire import timestamp
@@ -29,9 +30,10 @@ from tandem.runtime.wire import timestamp
 class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
     """The gRPC face of the accounts."""
 
-    def __init__(self, engine: Engine, sign_ups: SignUps) -> None:
+    def __init__(self, engine: Engine, sign_ups: SignUps, facts: Facts) -> None:
         self._engine = engine
         self._sign_ups = sign_ups
+        self._facts = facts
         self._bulk = Bulk(sign_ups)
 
     def add_to(self, server: Server) -> None:
@@ -120,12 +122,26 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
         return pb.GetUserResponse(user=_user(found))
 
     def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
-        """One business with its members."""
+        """One business with its members, and with its facts where they are asked for."""
+        business_id = UUID(request.business_id)
+        if request.with_profile:
+            return pb.GetBusinessResponse(
+                business=_told(self._facts.business(business_id, timeout_s=time_left_s(context)))
+            )
         with local_transaction(self._engine, ASIDE) as connection:
-            found = users.business(connection, UUID(request.business_id))
+            found = users.business(connection, business_id)
         if found is None:
-            raise TandemError("there is no such business", reason=Reason.NOT_FOUND)
+            raise _no_business()
         return pb.GetBusinessResponse(business=_business(found))
+
+    def UpdateBusiness(
+        self, request: pb.UpdateBusinessRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateBusinessResponse:
+        """Changes facts of a business, in profiles."""
+        told = self._facts.update(
+            UUID(request.business_id), request.profile, request.update_mask.paths, timeout_s=time_left_s(context)
+        )
+        return pb.UpdateBusinessResponse(business=_told(told))
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
@@ -186,6 +202,8 @@ def _user(user: users.User) -> pb.User:
         email=user.email,
         person_id=str(profile_ids.person_id(user.user_id)),
         create_time=timestamp(user.created_at),
+        profile_status=pb.ProfileStatus.Value(f"PROFILE_STATUS_{user.profile_status.upper()}"),
+        profile_reason=user.profile_reason,
     )
 
 
@@ -195,7 +213,21 @@ def _business(business: users.Business) -> pb.Business:
         profile_business_id=str(profile_ids.business_id(business.business_id)),
         members=[pb.Member(user_id=str(member.user_id), role=role_to(member.role)) for member in business.members],
         create_time=timestamp(business.created_at),
+        profile_status=pb.ProfileStatus.Value(f"PROFILE_STATUS_{business.profile_status.upper()}"),
+        profile_reason=business.profile_reason,
     )
+
+
+def _told(told: Told | None) -> pb.Business:
+    if told is None:
+        raise _no_business()
+    business = _business(told.account)
+    business.profile.CopyFrom(told.profile)
+    return business
+
+
+def _no_business() -> TandemError:
+    return TandemError("there is no such business", reason=Reason.NOT_FOUND)
 
 
 def _invitation(invitation: users.Invitation) -> pb.Invitation:

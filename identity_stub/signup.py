@@ -23,14 +23,14 @@ import sqlalchemy as sa
 from google.protobuf.message import Message
 from sqlalchemy.engine import Connection, Engine
 
-from identity_stub import ids, requests, users
+from identity_stub import facts, ids, requests, users
 from identity_stub.provisioning import ProfileExists, Provisioning
 from identity_stub.requests import Made, Request
 from identity_stub.tables import EMAIL_KEY
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.database import ASIDE, constraint, explained
-from tandem.runtime.errors import DatabaseError, Reason, TandemError
+from tandem.runtime.errors import DatabaseError, InvalidRequest, Reason, TandemError
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import logger
 
@@ -146,10 +146,13 @@ class SignUps:
             if expired:
                 raise _closed("expired")
             _refuse_taken(connection, invitation.email)
+            unmigrated = _unmigrated(connection, invitation.business_id)
 
             def own_rows(connection: Connection) -> Made:
                 user = users.add_user(connection, user_id, invitation.email)
                 users.add_member(connection, invitation.business_id, user_id, invitation.role)
+                if unmigrated:
+                    facts.mark_active(connection, invitation.business_id)
                 if not users.accept(connection, invitation_id, user_id):
                     raise _closed("accepted")
                 return Made(user=user, business=users.business(connection, invitation.business_id))
@@ -159,7 +162,7 @@ class SignUps:
                 person_id=str(profile_ids.person_id(user_id)),
                 role=role_to(invitation.role),
             )
-            return _Plan(own_rows, {"person": _person(person, user_id), "role": role})
+            return _Plan(own_rows, {**unmigrated, "person": _person(person, user_id), "role": role})
 
         return self._create(request, check)
 
@@ -300,6 +303,21 @@ def _closed(why: str) -> TandemError:
 def _refuse_taken(connection: Connection, email: str) -> None:
     if users.email_taken(connection, email):
         raise _exists("email")
+
+
+def _unmigrated(connection: Connection, business_id: UUID) -> Mapping[str, Message]:
+    """What a business from before there were profiles needs before it can have a role there: its own profile."""
+    business = users.business(connection, business_id)
+    if business is None or business.profile_status == users.ACTIVE:
+        return {}
+    try:
+        return {"business": facts.of_old_columns(connection, business)}
+    except InvalidRequest as error:
+        raise TandemError(
+            "the facts of the business must be mended before it can have new people",
+            reason=Reason.REFUSED,
+            metadata={"field": "invitation_id", "why": "business"},
+        ) from error
 
 
 # --- translating to profiles ------------------------------------------------------------------------------------

@@ -19,17 +19,23 @@ from tandem.runtime.records import Columns, arrays, records
 
 _ASKED: Columns = {"email": sa.Text()}
 
+ACTIVE = "active"
 OWNER = "owner"
 MAY_INVITE = (OWNER, "director")
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An account of a person. repr leaves the address out: it may be logged."""
+    """An account of a person. repr leaves the address out: it may be logged.
+
+    profile_status: the contract's, in lower case; profile_reason: why it is no better, "" where nothing is wrong.
+    """
 
     user_id: UUID
     email: str
     created_at: datetime
+    profile_status: str = ACTIVE
+    profile_reason: str = ""
 
     def __repr__(self) -> str:
         return f"User({self.user_id})"
@@ -45,11 +51,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Business:
-    """An account of a business. members: in the order in which they came."""
+    """An account of a business. members: in the order in which they came. The rest: as of a User."""
 
     business_id: UUID
     created_at: datetime
     members: Sequence[Member]
+    profile_status: str = ACTIVE
+    profile_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ def business(connection: Connection, business_id: UUID, *, as_of: datetime | Non
     b, m = t.businesses, t.members
     joined = sa.and_(m.c.business_id == b.c.business_id, sa.true() if as_of is None else m.c.created_at <= as_of)
     rows = connection.execute(
-        sa.select(b.c.business_id, b.c.created_at, m.c.user_id, m.c.role)
+        sa.select(b.c.created_at, b.c.profile_status, b.c.profile_reason, m.c.user_id, m.c.role)
         .select_from(b.outerjoin(m, joined))
         .where(b.c.business_id == business_id)
         .order_by(m.c.created_at, m.c.user_id, m.c.role)
@@ -107,7 +115,8 @@ def business(connection: Connection, business_id: UUID, *, as_of: datetime | Non
     if not rows:
         return None
     members = [Member(row.user_id, row.role) for row in rows if row.user_id is not None]
-    return Business(business_id, rows[0].created_at, members)
+    one = rows[0]
+    return Business(business_id, one.created_at, members, one.profile_status, one.profile_reason or "")
 
 
 def roles(connection: Connection, business_id: UUID, user_id: UUID) -> set[str]:
@@ -192,8 +201,10 @@ def accept(connection: Connection, invitation_id: UUID, user_id: UUID) -> bool:
 
 
 def _user(connection: Connection, where: sa.ColumnElement[bool]) -> User | None:
-    row = connection.execute(sa.select(t.users).where(where)).one_or_none()
-    return None if row is None else User(row.user_id, row.email, row.created_at)
+    u = t.users.c
+    chosen = sa.select(u.user_id, u.email, u.created_at, u.profile_status, sa.func.coalesce(u.profile_reason, ""))
+    row = connection.execute(chosen.where(where)).one_or_none()
+    return None if row is None else User(*row)
 
 
 def _same_email(email: str) -> sa.ColumnElement[bool]:

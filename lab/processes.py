@@ -169,7 +169,7 @@ class Keeper(threading.Thread):
         self.join(START_S)
 
 
-def run(module: str, *arguments: str, environment: Mapping[str, str]) -> str:
+def run(module: str, *arguments: str, environment: Mapping[str, str], timeout_s: float = START_S) -> str:
     """`python -m module arguments` to its end; what it printed. Raises ProcessFailed with what it said."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -177,7 +177,7 @@ def run(module: str, *arguments: str, environment: Mapping[str, str]) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=START_S,
+        timeout=timeout_s,
         check=False,
     )
     if done.returncode != 0:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
 
-from profiles_server import app
+from profiles_server import app, deleting
 from profiles_server.config import Settings
 from tandem.participant.cli import transactions_cli
-from tandem.runtime.cli import plainly, process_cli
+from tandem.runtime.cli import Actor, Why, operator, plainly, process_cli
 from tandem.runtime.config import load
 
 cli = process_cli(
@@ -48,3 +49,27 @@ def purge() -> None:
     with plainly("profiles_server"):
         forgot = app.purge(load(Settings))
         print(f"forgot {forgot} transaction{'' if forgot == 1 else 's'}")
+
+
+@cli.command("delete-extra", help="Delete what a reconciliation calls extra. For good: look at the list before.")
+def delete_extra(
+    listed: Annotated[typer.FileText, typer.Argument(metavar="FILE", help="What reconcile has printed; - reads it.")],
+    coordinator: Annotated[str, typer.Option(help="Whose: only what its transactions have made.")],
+    reason: Why,
+    actor: Actor = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do it all, and take it back.")] = False,
+) -> None:
+    """Prints what became of each, and how many."""
+    with plainly("profiles_server"):
+        by = operator(actor, reason)
+        extras = list(deleting.read(listed))
+        done = Counter[str]()
+        with app.opened(load(Settings)) as (participant, _):
+            for extra in extras:
+                there = deleting.delete(
+                    participant.engine, extra, coordinator=coordinator, operator=by, dry_run=dry_run
+                )
+                word = ("would be deleted" if dry_run else "deleted") if there else "not there"
+                done[word] += 1
+                print(f"{extra}\t{word}")
+        print(", ".join(f"{count} {word}" for word, count in sorted(done.items())) or "nothing in it is extra")

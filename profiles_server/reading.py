@@ -17,10 +17,14 @@ from sqlalchemy.engine import Engine
 from profiles_server import tables as t
 from profiles_server.mapping import business_of, person_of
 from tandem.profiles.v1 import business_pb2, person_pb2
+from tandem.runtime.database import Limits
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
 
 E = TypeVar("E")
+
+LISTING = Limits(statement_timeout_ms=30_000, durable=False)
+"""A page of what one coordinator made may lie among many of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,22 @@ def businesses(engine: Engine, ids: Sequence[UUID]) -> Found[business_pb2.Busine
         if met:
             prepared[row.business_id] = frozenset(met)
     return Found(active, prepared)
+
+
+def ids(engine: Engine, table: sa.Table, *, coordinator: str, after: UUID | None, size: int) -> list[str]:
+    """Up to `size` ids of active persons or businesses after this one, in their order.
+
+    coordinator: only of those that its transactions have made; "" for all.
+    """
+    (key,) = table.primary_key.columns
+    conditions = [table.c.state == t.ACTIVE]
+    if coordinator:
+        conditions.append(table.c.coordinator == coordinator)
+    if after is not None:
+        conditions.append(key > after)
+    statement = sa.select(sa.cast(key, sa.Text)).where(*conditions).order_by(key).limit(size)
+    with local_transaction(engine, LISTING) as connection:
+        return list(connection.execute(statement).scalars())
 
 
 def registration_holder(engine: Engine, country: str, number: str) -> tuple[str, TransactionKey] | None:

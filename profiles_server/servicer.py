@@ -12,9 +12,11 @@ from typing import TypeVar
 from uuid import UUID
 
 import grpc
+import sqlalchemy as sa
 from google.rpc import status_pb2
 
-from profiles_server import updating
+from profiles_server import reading, updating
+from profiles_server import tables as t
 from profiles_server.resolving import Reader, Resolved
 from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as pb
@@ -28,6 +30,9 @@ E = TypeVar("E", person_pb2.Person, business_pb2.Business)
 
 MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES * 3 // 4
 """What the entities of one batch may weigh together; the rest is for the statuses. One that doesn't fit is told so."""
+
+LISTED = 1_000
+"""Ids on a page, where nobody says how many."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -85,6 +90,13 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
         )
         return pb.UpdatePersonResponse(person=changed)
 
+    def ListPersonIds(
+        self, request: pb.ListPersonIdsRequest, context: grpc.ServicerContext
+    ) -> pb.ListPersonIdsResponse:
+        """A page of ids."""
+        ids, token = self._list(t.person, request)
+        return pb.ListPersonIdsResponse(person_ids=ids, next_page_token=token)
+
     # --- businesses -------------------------------------------------------------------------------------------
 
     def GetBusiness(self, request: pb.GetBusinessRequest, context: grpc.ServicerContext) -> pb.GetBusinessResponse:
@@ -125,6 +137,22 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
             )
         )
         return pb.UpdateBusinessResponse(business=changed)
+
+    def ListBusinessIds(
+        self, request: pb.ListBusinessIdsRequest, context: grpc.ServicerContext
+    ) -> pb.ListBusinessIdsResponse:
+        """A page of ids."""
+        ids, token = self._list(t.business, request)
+        return pb.ListBusinessIdsResponse(business_ids=ids, next_page_token=token)
+
+    def _list(
+        self, table: sa.Table, request: pb.ListPersonIdsRequest | pb.ListBusinessIdsRequest
+    ) -> tuple[list[str], str]:
+        """Ids, and the token of the next page: the last of them."""
+        size = request.page_size or LISTED
+        after = UUID(request.page_token) if request.page_token else None
+        ids = reading.ids(self._reader.engine, table, coordinator=request.coordinator, after=after, size=size)
+        return ids, ids[-1] if len(ids) == size else ""
 
 
 def _id(field: str, text: str) -> UUID:

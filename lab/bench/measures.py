@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bench import plans, signups
+from lab.bench.backfills import Backfills
 from lab.bench.house import PROFILES, House
 from lab.bench.imports import Imports
 from lab.bench.raw import Batched, Raw
+from lab.bench.reconciles import Reconciles
 from lab.bench.sweeps import DUE, Swept
 
 AT_ONCE = 64
@@ -66,6 +68,7 @@ class Bench:
         self._dual = signups.dual_write(house)
         self._bulk = signups.bulk(house, BULK)
         self._imports = Imports(house)
+        self._backfills = Backfills(house)
         self.measures: dict[str, Callable[[], Iterator[Figure]]] = {
             "signup_latency_awaited": self._latency_awaited,
             "signup_latency_background": self._latency_background,
@@ -74,6 +77,8 @@ class Bench:
             "signup_concurrent_64": self._concurrent,
             "signup_bulk_256": self._in_bulk,
             "import_rate": self._imported,
+            "backfill_rate": self._backfilled,
+            "reconcile_rate": self._reconciled,
             "unary_prepare_commit_64": self._unary,
             "sweep_10k_small_table": self._sweeps,
             "sweep_10k_large_table": self._sweeps,
@@ -190,6 +195,27 @@ class Bench:
         pairs = int(400 * self._options.seconds)
         (ours,) = self._rounds(lambda: self._imports.per_second(pairs))
         yield self._alone("import_rate", ours, "/s")
+
+    def _backfilled(self) -> Iterator[Figure]:
+        """Persons of old accounts, by the command."""
+        users = int(5_000 * self._options.seconds)
+        plain, ours = self._rounds(
+            lambda: self._backfills.without_protocol(users), lambda: self._backfills.per_second(users)
+        )
+        yield self._against("backfill_rate", ours, "/s", plain, "≥ 0.4")
+
+    def _reconciled(self) -> Iterator[Figure]:
+        """Migrated persons compared on both sides, all facts of each."""
+        users = int(5_000 * self._options.seconds)
+        reconciles = Reconciles(self._house, self._backfills)
+        reconciles.prepare(users)
+        read, ours = [], []
+        for round_ in range(self._options.rounds + 1):
+            taken = reconciles.merely_read(users), reconciles.per_second(users)
+            if round_:
+                read.append(taken[0])
+                ours.append(taken[1])
+        yield self._against("reconcile_rate", ours, "/s", read, "")
 
     def _reads(self) -> Iterator[Figure]:
         def take() -> float:

@@ -300,6 +300,7 @@ class DecisionLog:
         parked: bool = False,
         participant: str | None = None,
         older_than_s: float | None = None,
+        begun_within_s: float | None = None,
         coordinator: str | None = None,
         size: int = 0,
         token: str = "",
@@ -308,7 +309,7 @@ class DecisionLog:
 
         undelivered: only those that a participant has not acknowledged, parked ones included. parked: only those with a
         parked delivery. participant: only those that wait for this one, where undelivered or parked is asked for; else
-        those that it takes part in.
+        those that it takes part in. begun_within_s: only those begun at most so long ago, by the time in their id.
         """
         where: list[sa.ColumnElement[bool]] = []
         if outcome is not None:
@@ -327,6 +328,8 @@ class DecisionLog:
             where.append(d.c.participants.has_key(participant))
         if older_than_s is not None:
             where.append(paging.older_than(d.c.decided_at, older_than_s))
+        if begun_within_s is not None:
+            where.append(paging.begun_within(d.c.transaction_id, begun_within_s))
         if coordinator:
             where.append(d.c.coordinator == coordinator)
         return paging.page(self.engine, d, where, size=size, token=token)

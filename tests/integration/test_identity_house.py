@@ -15,12 +15,15 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
 
 from identity_stub import ids
+from identity_stub.facts import Facts
 from identity_stub.provisioning import Provisioning
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
 from identity_stub.tables import MIGRATIONS as IDENTITY_MIGRATIONS
 from profiles_server.profiles import ProfilesResource
+from profiles_server.resolving import Reader
+from profiles_server.servicer import ProfilesServicer
 from profiles_server.tables import MIGRATIONS as PROFILES_MIGRATIONS
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
@@ -139,11 +142,13 @@ class Home:
     def beside(self, provisioning: Provisioning) -> Iterator[identity_service_pb2_grpc.IdentityServiceStub]:
         """A second identity over the same database, with another provisioning."""
         server = Server("127.0.0.1:0")
-        IdentityServicer(self.identity, SignUps(self.identity, provisioning)).add_to(server)
+        facts = Facts(self.identity, provisioning, self.profiles_server.address)
+        IdentityServicer(self.identity, SignUps(self.identity, provisioning), facts).add_to(server)
         server.start()
         with grpc.insecure_channel(server.address) as channel:
             yield identity_service_pb2_grpc.IdentityServiceStub(channel)
         server.drain(1)
+        facts.close()
 
 
 @contextmanager
@@ -170,10 +175,13 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
     )
     resolver = Resolver(participant, {"identity": server.address})
     ParticipantServicer(participant, resolver).add_to(profiles_server)
+    ProfilesServicer(Reader(profiles, resolver)).add_to(profiles_server)
     profiles_server.start()
     coordinator = Coordinator(identity, name="identity", participants={"profiles": profiles_server.address})
     CoordinatorServicer(coordinator, DecisionLog(resolving, times)).add_to(server)
-    IdentityServicer(identity, SignUps(identity, TwoPhase(coordinator))).add_to(server)
+    provisioning = TwoPhase(coordinator)
+    facts = Facts(identity, provisioning, profiles_server.address)
+    IdentityServicer(identity, SignUps(identity, provisioning), facts).add_to(server)
     server.start()
     try:
         # Without the library's own retries: a test wants to see each answer.
@@ -190,6 +198,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
             )
     finally:
         server.drain(0)
+        facts.close()
         coordinator.close()
         profiles_server.drain(0)
         resolver.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from identity_stub.facts import Facts
 from identity_stub.importing import Done, Plan, plan, read_businesses, read_persons, run_import
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
@@ -194,7 +195,9 @@ def test_a_service_that_is_away_comes_back(house: Home) -> None:
 
     def restart() -> None:
         house.server = Server(address)
-        IdentityServicer(house.identity, SignUps(house.identity, TwoPhase(house.coordinator))).add_to(house.server)
+        provisioning = TwoPhase(house.coordinator)
+        facts = Facts(house.identity, provisioning, house.profiles_server.address)
+        IdentityServicer(house.identity, SignUps(house.identity, provisioning), facts).add_to(house.server)
         house.server.start()
 
     timer = threading.Timer(1.0, restart)

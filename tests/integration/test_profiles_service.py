@@ -180,6 +180,40 @@ def test_what_does_not_fit_into_an_answer_is_said(profiles_client: Client, profi
     assert set(codes) == {code_pb2.OK, code_pb2.RESOURCE_EXHAUSTED}
 
 
+def test_ids_are_listed_by_pages(profiles_client: Client, profiles_participant: Participant) -> None:
+    """All that are active, once each, in their order; by who made them, where that is asked for."""
+    ours, theirs, staged = person(), person(), person()
+    create(profiles_participant, ours, registered())
+    other = ask(theirs, key=new_key("other"))
+    assert isinstance(profiles_participant.prepare([other])[0], Yes)
+    profiles_participant.commit([other.key], BY)
+    hidden = ask(staged)
+    profiles_participant.prepare([hidden])
+
+    def listed(coordinator: str) -> list[str]:
+        ids: list[str] = []
+        token = ""
+        while True:
+            request = pb.ListPersonIdsRequest(coordinator=coordinator, page_size=2, page_token=token)
+            page = profiles_client.profiles.ListPersonIds(request)
+            ids += page.person_ids
+            token = page.next_page_token
+            if not token:
+                return ids
+
+    everybody, made_by_other = listed(""), listed("other")
+    assert everybody == sorted(set(everybody))
+    assert {ours.person_id, theirs.person_id} <= set(everybody)
+    assert staged.person_id not in everybody
+    assert theirs.person_id in made_by_other
+    assert ours.person_id not in made_by_other
+    profiles_participant.abort([hidden.key], BY)
+    assert profiles_client.profiles.ListBusinessIds(pb.ListBusinessIdsRequest()).business_ids
+    for wrong in ({"page_size": 10_001}, {"page_token": "next"}, {"coordinator": "No Name"}):
+        request = pb.ListPersonIdsRequest(**wrong)  # type: ignore[arg-type]
+        assert refused(profiles_client.profiles.ListPersonIds, request)[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
 # --- updates --------------------------------------------------------------------------------------------------
 
 

@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from tandem import _validate as buf_dot_validate_dot_validate__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tandem.profiles.v1 import business_pb2 as tandem_dot_profiles_dot_v1_dot_business__pb2
 from tandem.profiles.v1 import person_pb2 as tandem_dot_profiles_dot_v1_dot_person__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tandem/identity/v1/identity_service.proto\x12\x12tandem.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tandem/profiles/v1/business.proto\x1a\x1ftandem/profiles/v1/person.proto\"j\n\x04User\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x01\n\x08\x42usiness\x12\x13\n\x0b\x62usiness_id\x18\x01 \x01(\t\x12\x1b\n\x13profile_business_id\x18\x02 \x01(\t\x12+\n\x07members\x18\x03 \x03(\x0b\x32\x1a.tandem.identity.v1.Member\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.tandem.profiles.v1.Role\"\xbd\x01\n\nInvitation\x12\x15\n\rinvitation_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x02 \x01(\t\x12\r\n\x05\x65mail\x18\x03 \x01(\t\x12&\n\x04role\x18\x04 \x01(\x0e\x32\x18.tandem.profiles.v1.Role\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x61\x63\x63\x65pted_by_user_id\x18\x06 \x01(\t\"\xc1\x01\n\rSignUpRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x19\n\x05\x65mail\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x08\x62usiness\x18\x04 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xc8\x01\x01\"h\n\x0eSignUpResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"Z\n\x12\x42\x61tchSignUpRequest\x12\x44\n\x08requests\x18\x01 \x03(\x0b\x32!.tandem.identity.v1.SignUpRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\x64\"\x03\xd8\x01\x03\"M\n\x13\x42\x61tchSignUpResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.tandem.identity.v1.BatchSignUpResult\"m\n\x11\x42\x61tchSignUpResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32\".tandem.identity.v1.SignUpResponse\"\x8d\x01\n\x11\x43reateUserRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x19\n\x05\x65mail\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\"<\n\x12\x43reateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\"\x9b\x01\n\x15\x43reateBusinessRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1f\n\rowner_user_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x36\n\x08\x62usiness\x18\x03 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xc8\x01\x01\"H\n\x16\x43reateBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"\xcf\x01\n\x11InviteUserRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1d\n\x0b\x62usiness_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12!\n\x0finviter_user_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05\x65mail\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x04role\x18\x05 \x01(\x0e\x32\x18.tandem.profiles.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"H\n\x12InviteUserResponse\x12\x32\n\ninvitation\x18\x01 \x01(\x0b\x32\x1e.tandem.identity.v1.Invitation\"\x99\x01\n\x17\x41\x63\x63\x65ptInvitationRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1f\n\rinvitation_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\"r\n\x18\x41\x63\x63\x65ptInvitationResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"T\n\x0eGetUserRequest\x12\x1b\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x12\x18\n\x05\x65mail\x18\x02 \x01(\tB\x07\xbaH\x04r\x02`\x01H\x00\x42\x0b\n\x02\x62y\x12\x05\xbaH\x02\x08\x01\"9\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\"3\n\x12GetBusinessRequest\x12\x1d\n\x0b\x62usiness_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"E\n\x13GetBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.identity.v1.Business2\x88\x06\n\x0fIdentityService\x12O\n\x06SignUp\x12!.tandem.identity.v1.SignUpRequest\x1a\".tandem.identity.v1.SignUpResponse\x12^\n\x0b\x42\x61tchSignUp\x12&.tandem.identity.v1.BatchSignUpRequest\x1a\'.tandem.identity.v1.BatchSignUpResponse\x12[\n\nCreateUser\x12%.tandem.identity.v1.CreateUserRequest\x1a&.tandem.identity.v1.CreateUserResponse\x12g\n\x0e\x43reateBusiness\x12).tandem.identity.v1.CreateBusinessRequest\x1a*.tandem.identity.v1.CreateBusinessResponse\x12[\n\nInviteUser\x12%.tandem.identity.v1.InviteUserRequest\x1a&.tandem.identity.v1.InviteUserResponse\x12m\n\x10\x41\x63\x63\x65ptInvitation\x12+.tandem.identity.v1.AcceptInvitationRequest\x1a,.tandem.identity.v1.AcceptInvitationResponse\x12R\n\x07GetUser\x12\".tandem.identity.v1.GetUserRequest\x1a#.tandem.identity.v1.GetUserResponse\x12^\n\x0bGetBusiness\x12&.tandem.identity.v1.GetBusinessRequest\x1a\'.tandem.identity.v1.GetBusinessResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tandem/identity/v1/identity_service.proto\x12\x12tandem.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tandem/profiles/v1/business.proto\x1a\x1ftandem/profiles/v1/person.proto\"\xbd\x01\n\x04User\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x11\n\tperson_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x0eprofile_status\x18\x05 \x01(\x0e\x32!.tandem.identity.v1.ProfileStatus\x12\x16\n\x0eprofile_reason\x18\x06 \x01(\t\"\x9c\x02\n\x08\x42usiness\x12\x13\n\x0b\x62usiness_id\x18\x01 \x01(\t\x12\x1b\n\x13profile_business_id\x18\x02 \x01(\t\x12+\n\x07members\x18\x03 \x03(\x0b\x32\x1a.tandem.identity.v1.Member\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x0eprofile_status\x18\x05 \x01(\x0e\x32!.tandem.identity.v1.ProfileStatus\x12\x16\n\x0eprofile_reason\x18\x06 \x01(\t\x12-\n\x07profile\x18\x07 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\"A\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.tandem.profiles.v1.Role\"\xbd\x01\n\nInvitation\x12\x15\n\rinvitation_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x02 \x01(\t\x12\r\n\x05\x65mail\x18\x03 \x01(\t\x12&\n\x04role\x18\x04 \x01(\x0e\x32\x18.tandem.profiles.v1.Role\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x61\x63\x63\x65pted_by_user_id\x18\x06 \x01(\t\"\xc1\x01\n\rSignUpRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x19\n\x05\x65mail\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x08\x62usiness\x18\x04 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xc8\x01\x01\"h\n\x0eSignUpResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"Z\n\x12\x42\x61tchSignUpRequest\x12\x44\n\x08requests\x18\x01 \x03(\x0b\x32!.tandem.identity.v1.SignUpRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\x64\"\x03\xd8\x01\x03\"M\n\x13\x42\x61tchSignUpResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.tandem.identity.v1.BatchSignUpResult\"m\n\x11\x42\x61tchSignUpResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32\".tandem.identity.v1.SignUpResponse\"\x8d\x01\n\x11\x43reateUserRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x19\n\x05\x65mail\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\"<\n\x12\x43reateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\"\x9b\x01\n\x15\x43reateBusinessRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1f\n\rowner_user_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x36\n\x08\x62usiness\x18\x03 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xc8\x01\x01\"H\n\x16\x43reateBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"\xcf\x01\n\x11InviteUserRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1d\n\x0b\x62usiness_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12!\n\x0finviter_user_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05\x65mail\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\x32\n\x04role\x18\x05 \x01(\x0e\x32\x18.tandem.profiles.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"H\n\x12InviteUserResponse\x12\x32\n\ninvitation\x18\x01 \x01(\x0b\x32\x1e.tandem.identity.v1.Invitation\"\x99\x01\n\x17\x41\x63\x63\x65ptInvitationRequest\x12)\n\nrequest_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x1f\n\rinvitation_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x32\n\x06person\x18\x03 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xc8\x01\x01\"r\n\x18\x41\x63\x63\x65ptInvitationResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"T\n\x0eGetUserRequest\x12\x1b\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x12\x18\n\x05\x65mail\x18\x02 \x01(\tB\x07\xbaH\x04r\x02`\x01H\x00\x42\x0b\n\x02\x62y\x12\x05\xbaH\x02\x08\x01\"9\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tandem.identity.v1.User\"I\n\x12GetBusinessRequest\x12\x1d\n\x0b\x62usiness_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x14\n\x0cwith_profile\x18\x02 \x01(\x08\"E\n\x13GetBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.identity.v1.Business\"\x83\x02\n\x15UpdateBusinessRequest\x12\x1d\n\x0b\x62usiness_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x07profile\x18\x02 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xd8\x01\x03\x12\x93\x01\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBb\xbaH_\xba\x01Y\n\x10update_mask.size\x12\x14names 1 to 50 fields\x1a/size(this.paths) >= 1 && size(this.paths) <= 50\xc8\x01\x01\"H\n\x16UpdateBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.identity.v1.Business*\x9e\x01\n\rProfileStatus\x12\x1e\n\x1aPROFILE_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15PROFILE_STATUS_ABSENT\x10\x01\x12\x1a\n\x16PROFILE_STATUS_PENDING\x10\x02\x12\x19\n\x15PROFILE_STATUS_ACTIVE\x10\x03\x12\x1b\n\x17PROFILE_STATUS_REJECTED\x10\x04\x32\xf1\x06\n\x0fIdentityService\x12O\n\x06SignUp\x12!.tandem.identity.v1.SignUpRequest\x1a\".tandem.identity.v1.SignUpResponse\x12^\n\x0b\x42\x61tchSignUp\x12&.tandem.identity.v1.BatchSignUpRequest\x1a\'.tandem.identity.v1.BatchSignUpResponse\x12[\n\nCreateUser\x12%.tandem.identity.v1.CreateUserRequest\x1a&.tandem.identity.v1.CreateUserResponse\x12g\n\x0e\x43reateBusiness\x12).tandem.identity.v1.CreateBusinessRequest\x1a*.tandem.identity.v1.CreateBusinessResponse\x12[\n\nInviteUser\x12%.tandem.identity.v1.InviteUserRequest\x1a&.tandem.identity.v1.InviteUserResponse\x12m\n\x10\x41\x63\x63\x65ptInvitation\x12+.tandem.identity.v1.AcceptInvitationRequest\x1a,.tandem.identity.v1.AcceptInvitationResponse\x12R\n\x07GetUser\x12\".tandem.identity.v1.GetUserRequest\x1a#.tandem.identity.v1.GetUserResponse\x12^\n\x0bGetBusiness\x12&.tandem.identity.v1.GetBusinessRequest\x1a\'.tandem.identity.v1.GetBusinessResponse\x12g\n\x0eUpdateBusiness\x12).tandem.identity.v1.UpdateBusinessRequest\x1a*.tandem.identity.v1.UpdateBusinessResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,48 +83,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSERREQUEST'].fields_by_name['email']._serialized_options = b'\272H\004r\002`\001'
   _globals['_GETBUSINESSREQUEST'].fields_by_name['business_id']._loaded_options = None
   _globals['_GETBUSINESSREQUEST'].fields_by_name['business_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_USER']._serialized_start=220
-  _globals['_USER']._serialized_end=326
-  _globals['_BUSINESS']._serialized_start=329
-  _globals['_BUSINESS']._serialized_end=483
-  _globals['_MEMBER']._serialized_start=485
-  _globals['_MEMBER']._serialized_end=550
-  _globals['_INVITATION']._serialized_start=553
-  _globals['_INVITATION']._serialized_end=742
-  _globals['_SIGNUPREQUEST']._serialized_start=745
-  _globals['_SIGNUPREQUEST']._serialized_end=938
-  _globals['_SIGNUPRESPONSE']._serialized_start=940
-  _globals['_SIGNUPRESPONSE']._serialized_end=1044
-  _globals['_BATCHSIGNUPREQUEST']._serialized_start=1046
-  _globals['_BATCHSIGNUPREQUEST']._serialized_end=1136
-  _globals['_BATCHSIGNUPRESPONSE']._serialized_start=1138
-  _globals['_BATCHSIGNUPRESPONSE']._serialized_end=1215
-  _globals['_BATCHSIGNUPRESULT']._serialized_start=1217
-  _globals['_BATCHSIGNUPRESULT']._serialized_end=1326
-  _globals['_CREATEUSERREQUEST']._serialized_start=1329
-  _globals['_CREATEUSERREQUEST']._serialized_end=1470
-  _globals['_CREATEUSERRESPONSE']._serialized_start=1472
-  _globals['_CREATEUSERRESPONSE']._serialized_end=1532
-  _globals['_CREATEBUSINESSREQUEST']._serialized_start=1535
-  _globals['_CREATEBUSINESSREQUEST']._serialized_end=1690
-  _globals['_CREATEBUSINESSRESPONSE']._serialized_start=1692
-  _globals['_CREATEBUSINESSRESPONSE']._serialized_end=1764
-  _globals['_INVITEUSERREQUEST']._serialized_start=1767
-  _globals['_INVITEUSERREQUEST']._serialized_end=1974
-  _globals['_INVITEUSERRESPONSE']._serialized_start=1976
-  _globals['_INVITEUSERRESPONSE']._serialized_end=2048
-  _globals['_ACCEPTINVITATIONREQUEST']._serialized_start=2051
-  _globals['_ACCEPTINVITATIONREQUEST']._serialized_end=2204
-  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_start=2206
-  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_end=2320
-  _globals['_GETUSERREQUEST']._serialized_start=2322
-  _globals['_GETUSERREQUEST']._serialized_end=2406
-  _globals['_GETUSERRESPONSE']._serialized_start=2408
-  _globals['_GETUSERRESPONSE']._serialized_end=2465
-  _globals['_GETBUSINESSREQUEST']._serialized_start=2467
-  _globals['_GETBUSINESSREQUEST']._serialized_end=2518
-  _globals['_GETBUSINESSRESPONSE']._serialized_start=2520
-  _globals['_GETBUSINESSRESPONSE']._serialized_end=2589
-  _globals['_IDENTITYSERVICE']._serialized_start=2592
-  _globals['_IDENTITYSERVICE']._serialized_end=3368
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['business_id']._loaded_options = None
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['business_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['profile']._loaded_options = None
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['profile']._serialized_options = b'\272H\003\330\001\003'
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H_\272\001Y\n\020update_mask.size\022\024names 1 to 50 fields\032/size(this.paths) >= 1 && size(this.paths) <= 50\310\001\001'
+  _globals['_PROFILESTATUS']._serialized_start=3198
+  _globals['_PROFILESTATUS']._serialized_end=3356
+  _globals['_USER']._serialized_start=255
+  _globals['_USER']._serialized_end=444
+  _globals['_BUSINESS']._serialized_start=447
+  _globals['_BUSINESS']._serialized_end=731
+  _globals['_MEMBER']._serialized_start=733
+  _globals['_MEMBER']._serialized_end=798
+  _globals['_INVITATION']._serialized_start=801
+  _globals['_INVITATION']._serialized_end=990
+  _globals['_SIGNUPREQUEST']._serialized_start=993
+  _globals['_SIGNUPREQUEST']._serialized_end=1186
+  _globals['_SIGNUPRESPONSE']._serialized_start=1188
+  _globals['_SIGNUPRESPONSE']._serialized_end=1292
+  _globals['_BATCHSIGNUPREQUEST']._serialized_start=1294
+  _globals['_BATCHSIGNUPREQUEST']._serialized_end=1384
+  _globals['_BATCHSIGNUPRESPONSE']._serialized_start=1386
+  _globals['_BATCHSIGNUPRESPONSE']._serialized_end=1463
+  _globals['_BATCHSIGNUPRESULT']._serialized_start=1465
+  _globals['_BATCHSIGNUPRESULT']._serialized_end=1574
+  _globals['_CREATEUSERREQUEST']._serialized_start=1577
+  _globals['_CREATEUSERREQUEST']._serialized_end=1718
+  _globals['_CREATEUSERRESPONSE']._serialized_start=1720
+  _globals['_CREATEUSERRESPONSE']._serialized_end=1780
+  _globals['_CREATEBUSINESSREQUEST']._serialized_start=1783
+  _globals['_CREATEBUSINESSREQUEST']._serialized_end=1938
+  _globals['_CREATEBUSINESSRESPONSE']._serialized_start=1940
+  _globals['_CREATEBUSINESSRESPONSE']._serialized_end=2012
+  _globals['_INVITEUSERREQUEST']._serialized_start=2015
+  _globals['_INVITEUSERREQUEST']._serialized_end=2222
+  _globals['_INVITEUSERRESPONSE']._serialized_start=2224
+  _globals['_INVITEUSERRESPONSE']._serialized_end=2296
+  _globals['_ACCEPTINVITATIONREQUEST']._serialized_start=2299
+  _globals['_ACCEPTINVITATIONREQUEST']._serialized_end=2452
+  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_start=2454
+  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_end=2568
+  _globals['_GETUSERREQUEST']._serialized_start=2570
+  _globals['_GETUSERREQUEST']._serialized_end=2654
+  _globals['_GETUSERRESPONSE']._serialized_start=2656
+  _globals['_GETUSERRESPONSE']._serialized_end=2713
+  _globals['_GETBUSINESSREQUEST']._serialized_start=2715
+  _globals['_GETBUSINESSREQUEST']._serialized_end=2788
+  _globals['_GETBUSINESSRESPONSE']._serialized_start=2790
+  _globals['_GETBUSINESSRESPONSE']._serialized_end=2859
+  _globals['_UPDATEBUSINESSREQUEST']._serialized_start=2862
+  _globals['_UPDATEBUSINESSREQUEST']._serialized_end=3121
+  _globals['_UPDATEBUSINESSRESPONSE']._serialized_start=3123
+  _globals['_UPDATEBUSINESSRESPONSE']._serialized_end=3195
+  _globals['_IDENTITYSERVICE']._serialized_start=3359
+  _globals['_IDENTITYSERVICE']._serialized_end=4240
 # @@protoc_insertion_point(module_scope)

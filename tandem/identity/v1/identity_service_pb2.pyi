@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from tandem.profiles.v1 import business_pb2 as _business_pb2
 from tandem.profiles.v1 import person_pb2 as _person_pb2
@@ -22,6 +24,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ProfileStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProfileStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProfileStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROFILE_STATUS_UNSPECIFIED: _ProfileStatus.ValueType  # 0
+    """Not told."""
+    PROFILE_STATUS_ABSENT: _ProfileStatus.ValueType  # 1
+    """It has none yet: it is from before there were profiles, or the first update makes it."""
+    PROFILE_STATUS_PENDING: _ProfileStatus.ValueType  # 2
+    """It is on its way."""
+    PROFILE_STATUS_ACTIVE: _ProfileStatus.ValueType  # 3
+    """Profiles has it."""
+    PROFILE_STATUS_REJECTED: _ProfileStatus.ValueType  # 4
+    """Profiles refused it, and `profile_reason` says why."""
+
+class ProfileStatus(_ProfileStatus, metaclass=_ProfileStatusEnumTypeWrapper):
+    """Whether an account has its profile."""
+
+PROFILE_STATUS_UNSPECIFIED: ProfileStatus.ValueType  # 0
+"""Not told."""
+PROFILE_STATUS_ABSENT: ProfileStatus.ValueType  # 1
+"""It has none yet: it is from before there were profiles, or the first update makes it."""
+PROFILE_STATUS_PENDING: ProfileStatus.ValueType  # 2
+"""It is on its way."""
+PROFILE_STATUS_ACTIVE: ProfileStatus.ValueType  # 3
+"""Profiles has it."""
+PROFILE_STATUS_REJECTED: ProfileStatus.ValueType  # 4
+"""Profiles refused it, and `profile_reason` says why."""
+Global___ProfileStatus: _TypeAlias = ProfileStatus  # noqa: Y015
+
 @_typing.final
 class User(_message.Message):
     """An account of a person."""
@@ -32,12 +66,18 @@ class User(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     PERSON_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROFILE_STATUS_FIELD_NUMBER: _builtins.int
+    PROFILE_REASON_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the account."""
     email: _builtins.str
     """The address to sign in with, unique without regard to case."""
     person_id: _builtins.str
     """UUID of the person in the profiles service."""
+    profile_status: Global___ProfileStatus.ValueType
+    """Whether the person is there already."""
+    profile_reason: _builtins.str
+    """Why not, as a reason of an ErrorInfo; empty where nothing is wrong."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the account was made."""
@@ -49,10 +89,12 @@ class User(_message.Message):
         email: _builtins.str = ...,
         person_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        profile_status: Global___ProfileStatus.ValueType = ...,
+        profile_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "email", b"email", "person_id", b"person_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "email", b"email", "person_id", b"person_id", "profile_reason", b"profile_reason", "profile_status", b"profile_status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -68,10 +110,17 @@ class Business(_message.Message):
     PROFILE_BUSINESS_ID_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROFILE_STATUS_FIELD_NUMBER: _builtins.int
+    PROFILE_REASON_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     business_id: _builtins.str
     """UUID of the account."""
     profile_business_id: _builtins.str
     """UUID of the business in the profiles service."""
+    profile_status: Global___ProfileStatus.ValueType
+    """Whether profiles has the business already."""
+    profile_reason: _builtins.str
+    """Why not, as a reason of an ErrorInfo; empty where nothing is wrong."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
         """Its members."""
@@ -80,6 +129,12 @@ class Business(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the account was made."""
 
+    @_builtins.property
+    def profile(self) -> _business_pb2.Business:
+        """Its facts, where they were asked for: those of profiles, or what identity knows from before there were profiles
+        (version 0).
+        """
+
     def __init__(
         self,
         *,
@@ -87,10 +142,13 @@ class Business(_message.Message):
         profile_business_id: _builtins.str = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        profile_status: Global___ProfileStatus.ValueType = ...,
+        profile_reason: _builtins.str = ...,
+        profile: _business_pb2.Business | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "create_time", b"create_time", "members", b"members", "profile_business_id", b"profile_business_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "create_time", b"create_time", "members", b"members", "profile", b"profile", "profile_business_id", b"profile_business_id", "profile_reason", b"profile_reason", "profile_status", b"profile_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,16 +665,20 @@ class GetBusinessRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    WITH_PROFILE_FIELD_NUMBER: _builtins.int
     business_id: _builtins.str
     """Which business."""
+    with_profile: _builtins.bool
+    """Whether to answer its facts, too, which costs a call to profiles."""
     def __init__(
         self,
         *,
         business_id: _builtins.str = ...,
+        with_profile: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "with_profile", b"with_profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,3 +707,63 @@ class GetBusinessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetBusinessResponse: _TypeAlias = GetBusinessResponse  # noqa: Y015
+
+@_typing.final
+class UpdateBusinessRequest(_message.Message):
+    """Changes the facts of one business."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    business_id: _builtins.str
+    """Which business."""
+    @_builtins.property
+    def profile(self) -> _business_pb2.Business:
+        """The new values; version is the one that was read, 0 where profiles did not have the business. Only the fields of the
+        mask are looked at; the changed entity as a whole is validated.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to change: top-level fields or fields of `industry`; not business_id, people or version."""
+
+    def __init__(
+        self,
+        *,
+        business_id: _builtins.str = ...,
+        profile: _business_pb2.Business | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "profile", b"profile", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBusinessRequest: _TypeAlias = UpdateBusinessRequest  # noqa: Y015
+
+@_typing.final
+class UpdateBusinessResponse(_message.Message):
+    """The changed business."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSINESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def business(self) -> Global___Business:
+        """The business with its changed facts and their new version."""
+
+    def __init__(
+        self,
+        *,
+        business: Global___Business | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["business", b"business"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business", b"business"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBusinessResponse: _TypeAlias = UpdateBusinessResponse  # noqa: Y015

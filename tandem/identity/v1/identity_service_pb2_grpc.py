@@ -80,6 +80,11 @@ class IdentityServiceStub:
                 request_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessRequest.SerializeToString,
                 response_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessResponse.FromString,
                 _registered_method=True)
+        self.UpdateBusiness = channel.unary_unary(
+                '/tandem.identity.v1.IdentityService/UpdateBusiness',
+                request_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessRequest.SerializeToString,
+                response_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer:
@@ -143,7 +148,15 @@ class IdentityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBusiness(self, request, context):
-        """One business.
+        """One business, with its facts where they are asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBusiness(self, request, context):
+        """Changes the facts of a business, for clients that do not call profiles yet: written through to profiles, and made
+        there first where profiles does not have the business. ABORTED where the version is not the one that was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +204,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.GetBusiness,
                     request_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessRequest.FromString,
                     response_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessResponse.SerializeToString,
+            ),
+            'UpdateBusiness': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBusiness,
+                    request_deserializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessRequest.FromString,
+                    response_serializer=tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -415,6 +433,33 @@ class IdentityService:
             '/tandem.identity.v1.IdentityService/GetBusiness',
             tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessRequest.SerializeToString,
             tandem_dot_identity_dot_v1_dot_identity__service__pb2.GetBusinessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBusiness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.identity.v1.IdentityService/UpdateBusiness',
+            tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessRequest.SerializeToString,
+            tandem_dot_identity_dot_v1_dot_identity__service__pb2.UpdateBusinessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,7 +57,11 @@ class IdentityServiceStub:
     GetUser: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.GetUserRequest, _identity_service_pb2.GetUserResponse]
     """One user."""
     GetBusiness: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.GetBusinessRequest, _identity_service_pb2.GetBusinessResponse]
-    """One business."""
+    """One business, with its facts where they are asked for."""
+    UpdateBusiness: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateBusinessRequest, _identity_service_pb2.UpdateBusinessResponse]
+    """Changes the facts of a business, for clients that do not call profiles yet: written through to profiles, and made
+    there first where profiles does not have the business. ABORTED where the version is not the one that was read.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -88,7 +92,11 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     GetUser: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.GetUserRequest, _identity_service_pb2.GetUserResponse]  # type: ignore[assignment]
     """One user."""
     GetBusiness: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.GetBusinessRequest, _identity_service_pb2.GetBusinessResponse]  # type: ignore[assignment]
-    """One business."""
+    """One business, with its facts where they are asked for."""
+    UpdateBusiness: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateBusinessRequest, _identity_service_pb2.UpdateBusinessResponse]  # type: ignore[assignment]
+    """Changes the facts of a business, for clients that do not call profiles yet: written through to profiles, and made
+    there first where profiles does not have the business. ABORTED where the version is not the one that was read.
+    """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Users and businesses as accounts. Each create makes the account here and its profile in the profiles service
@@ -164,6 +172,16 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.GetBusinessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.GetBusinessResponse, _abc.Awaitable[_identity_service_pb2.GetBusinessResponse]]:
-        """One business."""
+        """One business, with its facts where they are asked for."""
+
+    @_abc_1.abstractmethod
+    def UpdateBusiness(
+        self,
+        request: _identity_service_pb2.UpdateBusinessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.UpdateBusinessResponse, _abc.Awaitable[_identity_service_pb2.UpdateBusinessResponse]]:
+        """Changes the facts of a business, for clients that do not call profiles yet: written through to profiles, and made
+        there first where profiles does not have the business. ABORTED where the version is not the one that was read.
+        """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,7 +29,7 @@ from tandem.profiles.v1 import business_pb2 as tandem_dot_profiles_dot_v1_dot_bu
 from tandem.profiles.v1 import person_pb2 as tandem_dot_profiles_dot_v1_dot_person__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tandem/profiles/v1/profiles_service.proto\x12\x12tandem.profiles.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a!tandem/profiles/v1/business.proto\x1a\x1ftandem/profiles/v1/person.proto\"F\n\x10GetPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"?\n\x11GetPersonResponse\x12*\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"9\n\x16\x42\x61tchGetPersonsRequest\x12\x1f\n\nperson_ids\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"U\n\x17\x42\x61tchGetPersonsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).tandem.profiles.v1.BatchGetPersonsResult\"g\n\x15\x42\x61tchGetPersonsResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x06person\x18\x02 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"\xdf\x01\n\x13UpdatePersonRequest\x12\x32\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xd8\x01\x03\x12\x93\x01\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBb\xbaH_\xba\x01Y\n\x10update_mask.size\x12\x14names 1 to 50 fields\x1a/size(this.paths) >= 1 && size(this.paths) <= 50\xc8\x01\x01\"B\n\x14UpdatePersonResponse\x12*\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"J\n\x12GetBusinessRequest\x12\x1d\n\x0b\x62usiness_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"E\n\x13GetBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\">\n\x19\x42\x61tchGetBusinessesRequest\x12!\n\x0c\x62usiness_ids\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"[\n\x1a\x42\x61tchGetBusinessesResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.tandem.profiles.v1.BatchGetBusinessesResult\"n\n\x18\x42\x61tchGetBusinessesResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\"\xe5\x01\n\x15UpdateBusinessRequest\x12\x36\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xd8\x01\x03\x12\x93\x01\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBb\xbaH_\xba\x01Y\n\x10update_mask.size\x12\x14names 1 to 50 fields\x1a/size(this.paths) >= 1 && size(this.paths) <= 50\xc8\x01\x01\"H\n\x16UpdateBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business2\xf8\x04\n\x0fProfilesService\x12X\n\tGetPerson\x12$.tandem.profiles.v1.GetPersonRequest\x1a%.tandem.profiles.v1.GetPersonResponse\x12j\n\x0f\x42\x61tchGetPersons\x12*.tandem.profiles.v1.BatchGetPersonsRequest\x1a+.tandem.profiles.v1.BatchGetPersonsResponse\x12\x61\n\x0cUpdatePerson\x12\'.tandem.profiles.v1.UpdatePersonRequest\x1a(.tandem.profiles.v1.UpdatePersonResponse\x12^\n\x0bGetBusiness\x12&.tandem.profiles.v1.GetBusinessRequest\x1a\'.tandem.profiles.v1.GetBusinessResponse\x12s\n\x12\x42\x61tchGetBusinesses\x12-.tandem.profiles.v1.BatchGetBusinessesRequest\x1a..tandem.profiles.v1.BatchGetBusinessesResponse\x12g\n\x0eUpdateBusiness\x12).tandem.profiles.v1.UpdateBusinessRequest\x1a*.tandem.profiles.v1.UpdateBusinessResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tandem/profiles/v1/profiles_service.proto\x12\x12tandem.profiles.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a!tandem/profiles/v1/business.proto\x1a\x1ftandem/profiles/v1/person.proto\"F\n\x10GetPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"?\n\x11GetPersonResponse\x12*\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"9\n\x16\x42\x61tchGetPersonsRequest\x12\x1f\n\nperson_ids\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"U\n\x17\x42\x61tchGetPersonsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).tandem.profiles.v1.BatchGetPersonsResult\"g\n\x15\x42\x61tchGetPersonsResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x06person\x18\x02 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"\xf6\x01\n\x13UpdatePersonRequest\x12\x32\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.PersonB\x06\xbaH\x03\xd8\x01\x03\x12\x93\x01\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBb\xbaH_\xba\x01Y\n\x10update_mask.size\x12\x14names 1 to 50 fields\x1a/size(this.paths) >= 1 && size(this.paths) <= 50\xc8\x01\x01\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"B\n\x14UpdatePersonResponse\x12*\n\x06person\x18\x01 \x01(\x0b\x32\x1a.tandem.profiles.v1.Person\"J\n\x12GetBusinessRequest\x12\x1d\n\x0b\x62usiness_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"E\n\x13GetBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\">\n\x19\x42\x61tchGetBusinessesRequest\x12!\n\x0c\x62usiness_ids\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"[\n\x1a\x42\x61tchGetBusinessesResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.tandem.profiles.v1.BatchGetBusinessesResult\"n\n\x18\x42\x61tchGetBusinessesResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\x08\x62usiness\x18\x02 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\"\xfc\x01\n\x15UpdateBusinessRequest\x12\x36\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.BusinessB\x06\xbaH\x03\xd8\x01\x03\x12\x93\x01\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBb\xbaH_\xba\x01Y\n\x10update_mask.size\x12\x14names 1 to 50 fields\x1a/size(this.paths) >= 1 && size(this.paths) <= 50\xc8\x01\x01\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"H\n\x16UpdateBusinessResponse\x12.\n\x08\x62usiness\x18\x01 \x01(\x0b\x32\x1c.tandem.profiles.v1.Business\"\x8d\x01\n\x14ListPersonIdsRequest\x12\x35\n\x0b\x63oordinator\x18\x01 \x01(\tB \xbaH\x1dr\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\xd8\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"D\n\x15ListPersonIdsResponse\x12\x12\n\nperson_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8f\x01\n\x16ListBusinessIdsRequest\x12\x35\n\x0b\x63oordinator\x18\x01 \x01(\tB \xbaH\x1dr\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\xd8\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"H\n\x17ListBusinessIdsResponse\x12\x14\n\x0c\x62usiness_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xca\x06\n\x0fProfilesService\x12X\n\tGetPerson\x12$.tandem.profiles.v1.GetPersonRequest\x1a%.tandem.profiles.v1.GetPersonResponse\x12j\n\x0f\x42\x61tchGetPersons\x12*.tandem.profiles.v1.BatchGetPersonsRequest\x1a+.tandem.profiles.v1.BatchGetPersonsResponse\x12\x61\n\x0cUpdatePerson\x12\'.tandem.profiles.v1.UpdatePersonRequest\x1a(.tandem.profiles.v1.UpdatePersonResponse\x12^\n\x0bGetBusiness\x12&.tandem.profiles.v1.GetBusinessRequest\x1a\'.tandem.profiles.v1.GetBusinessResponse\x12s\n\x12\x42\x61tchGetBusinesses\x12-.tandem.profiles.v1.BatchGetBusinessesRequest\x1a..tandem.profiles.v1.BatchGetBusinessesResponse\x12g\n\x0eUpdateBusiness\x12).tandem.profiles.v1.UpdateBusinessRequest\x1a*.tandem.profiles.v1.UpdateBusinessResponse\x12\x64\n\rListPersonIds\x12(.tandem.profiles.v1.ListPersonIdsRequest\x1a).tandem.profiles.v1.ListPersonIdsResponse\x12j\n\x0fListBusinessIds\x12*.tandem.profiles.v1.ListBusinessIdsRequest\x1a+.tandem.profiles.v1.ListBusinessIdsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['business']._serialized_options = b'\272H\003\330\001\003'
   _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['update_mask']._loaded_options = None
   _globals['_UPDATEBUSINESSREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H_\272\001Y\n\020update_mask.size\022\024names 1 to 50 fields\032/size(this.paths) >= 1 && size(this.paths) <= 50\310\001\001'
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['coordinator']._loaded_options = None
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['coordinator']._serialized_options = b'\272H\035r\0302\026^[a-z][a-z0-9-]{0,62}$\330\001\001'
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\220N(\000'
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPERSONIDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['coordinator']._loaded_options = None
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['coordinator']._serialized_options = b'\272H\035r\0302\026^[a-z][a-z0-9-]{0,62}$\330\001\001'
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\220N(\000'
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTBUSINESSIDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_GETPERSONREQUEST']._serialized_start=221
   _globals['_GETPERSONREQUEST']._serialized_end=291
   _globals['_GETPERSONRESPONSE']._serialized_start=293
@@ -63,23 +75,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHGETPERSONSRESULT']._serialized_start=504
   _globals['_BATCHGETPERSONSRESULT']._serialized_end=607
   _globals['_UPDATEPERSONREQUEST']._serialized_start=610
-  _globals['_UPDATEPERSONREQUEST']._serialized_end=833
-  _globals['_UPDATEPERSONRESPONSE']._serialized_start=835
-  _globals['_UPDATEPERSONRESPONSE']._serialized_end=901
-  _globals['_GETBUSINESSREQUEST']._serialized_start=903
-  _globals['_GETBUSINESSREQUEST']._serialized_end=977
-  _globals['_GETBUSINESSRESPONSE']._serialized_start=979
-  _globals['_GETBUSINESSRESPONSE']._serialized_end=1048
-  _globals['_BATCHGETBUSINESSESREQUEST']._serialized_start=1050
-  _globals['_BATCHGETBUSINESSESREQUEST']._serialized_end=1112
-  _globals['_BATCHGETBUSINESSESRESPONSE']._serialized_start=1114
-  _globals['_BATCHGETBUSINESSESRESPONSE']._serialized_end=1205
-  _globals['_BATCHGETBUSINESSESRESULT']._serialized_start=1207
-  _globals['_BATCHGETBUSINESSESRESULT']._serialized_end=1317
-  _globals['_UPDATEBUSINESSREQUEST']._serialized_start=1320
-  _globals['_UPDATEBUSINESSREQUEST']._serialized_end=1549
-  _globals['_UPDATEBUSINESSRESPONSE']._serialized_start=1551
-  _globals['_UPDATEBUSINESSRESPONSE']._serialized_end=1623
-  _globals['_PROFILESSERVICE']._serialized_start=1626
-  _globals['_PROFILESSERVICE']._serialized_end=2258
+  _globals['_UPDATEPERSONREQUEST']._serialized_end=856
+  _globals['_UPDATEPERSONRESPONSE']._serialized_start=858
+  _globals['_UPDATEPERSONRESPONSE']._serialized_end=924
+  _globals['_GETBUSINESSREQUEST']._serialized_start=926
+  _globals['_GETBUSINESSREQUEST']._serialized_end=1000
+  _globals['_GETBUSINESSRESPONSE']._serialized_start=1002
+  _globals['_GETBUSINESSRESPONSE']._serialized_end=1071
+  _globals['_BATCHGETBUSINESSESREQUEST']._serialized_start=1073
+  _globals['_BATCHGETBUSINESSESREQUEST']._serialized_end=1135
+  _globals['_BATCHGETBUSINESSESRESPONSE']._serialized_start=1137
+  _globals['_BATCHGETBUSINESSESRESPONSE']._serialized_end=1228
+  _globals['_BATCHGETBUSINESSESRESULT']._serialized_start=1230
+  _globals['_BATCHGETBUSINESSESRESULT']._serialized_end=1340
+  _globals['_UPDATEBUSINESSREQUEST']._serialized_start=1343
+  _globals['_UPDATEBUSINESSREQUEST']._serialized_end=1595
+  _globals['_UPDATEBUSINESSRESPONSE']._serialized_start=1597
+  _globals['_UPDATEBUSINESSRESPONSE']._serialized_end=1669
+  _globals['_LISTPERSONIDSREQUEST']._serialized_start=1672
+  _globals['_LISTPERSONIDSREQUEST']._serialized_end=1813
+  _globals['_LISTPERSONIDSRESPONSE']._serialized_start=1815
+  _globals['_LISTPERSONIDSRESPONSE']._serialized_end=1883
+  _globals['_LISTBUSINESSIDSREQUEST']._serialized_start=1886
+  _globals['_LISTBUSINESSIDSREQUEST']._serialized_end=2029
+  _globals['_LISTBUSINESSIDSRESPONSE']._serialized_start=2031
+  _globals['_LISTBUSINESSIDSRESPONSE']._serialized_end=2103
+  _globals['_PROFILESSERVICE']._serialized_start=2106
+  _globals['_PROFILESSERVICE']._serialized_end=2948
 # @@protoc_insertion_point(module_scope)

@@ -158,9 +158,15 @@ class UpdatePersonRequest(_message.Message):
 
     PERSON_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """With version 0: where there is no such person, make it of the fields of the mask. An existing one has another
+    version, so the update is refused then.
+    """
     @_builtins.property
     def person(self) -> _person_pb2.Person:
-        """The new values; person_id names the person, and version is the one that was read (at least 1).
+        """The new values; person_id names the person, and version is the one that was read (at least 1,
+        or 0 with allow_missing).
         Only the fields of the mask are looked at; the changed entity as a whole is validated.
         """
 
@@ -173,10 +179,11 @@ class UpdatePersonRequest(_message.Message):
         *,
         person: _person_pb2.Person | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "person", b"person", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,9 +349,15 @@ class UpdateBusinessRequest(_message.Message):
 
     BUSINESS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """With version 0: where there is no such business, make it of the fields of the mask. An existing one has another
+    version, so the update is refused then.
+    """
     @_builtins.property
     def business(self) -> _business_pb2.Business:
-        """The new values; business_id names the business, and version is the one that was read (at least 1).
+        """The new values; business_id names the business, and version is the one that was read (at least 1,
+        or 0 with allow_missing).
         Only the fields of the mask are looked at; the changed entity as a whole is validated.
         """
 
@@ -357,10 +370,11 @@ class UpdateBusinessRequest(_message.Message):
         *,
         business: _business_pb2.Business | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "business", b"business", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,3 +403,119 @@ class UpdateBusinessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateBusinessResponse: _TypeAlias = UpdateBusinessResponse  # noqa: Y015
+
+@_typing.final
+class ListPersonIdsRequest(_message.Message):
+    """Asks for a page of ids. What is only prepared is not among them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    coordinator: _builtins.str
+    """Only persons that transactions of this coordinator have made; empty: all."""
+    page_size: _builtins.int
+    """Ids a page: 0 means 1,000."""
+    page_token: _builtins.str
+    """From the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        coordinator: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPersonIdsRequest: _TypeAlias = ListPersonIdsRequest  # noqa: Y015
+
+@_typing.final
+class ListPersonIdsResponse(_message.Message):
+    """A page of ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSON_IDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty where this was the last."""
+    @_builtins.property
+    def person_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In their order."""
+
+    def __init__(
+        self,
+        *,
+        person_ids: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "person_ids", b"person_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPersonIdsResponse: _TypeAlias = ListPersonIdsResponse  # noqa: Y015
+
+@_typing.final
+class ListBusinessIdsRequest(_message.Message):
+    """Asks for a page of ids. What is only prepared is not among them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    coordinator: _builtins.str
+    """Only businesses that transactions of this coordinator have made; empty: all."""
+    page_size: _builtins.int
+    """Ids a page: 0 means 1,000."""
+    page_token: _builtins.str
+    """From the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        coordinator: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBusinessIdsRequest: _TypeAlias = ListBusinessIdsRequest  # noqa: Y015
+
+@_typing.final
+class ListBusinessIdsResponse(_message.Message):
+    """A page of ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSINESS_IDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty where this was the last."""
+    @_builtins.property
+    def business_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In their order."""
+
+    def __init__(
+        self,
+        *,
+        business_ids: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_ids", b"business_ids", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBusinessIdsResponse: _TypeAlias = ListBusinessIdsResponse  # noqa: Y015

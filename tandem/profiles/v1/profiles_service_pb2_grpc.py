@@ -66,6 +66,16 @@ class ProfilesServiceStub:
                 request_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessRequest.SerializeToString,
                 response_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessResponse.FromString,
                 _registered_method=True)
+        self.ListPersonIds = channel.unary_unary(
+                '/tandem.profiles.v1.ProfilesService/ListPersonIds',
+                request_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsRequest.SerializeToString,
+                response_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsResponse.FromString,
+                _registered_method=True)
+        self.ListBusinessIds = channel.unary_unary(
+                '/tandem.profiles.v1.ProfilesService/ListBusinessIds',
+                request_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsRequest.SerializeToString,
+                response_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsResponse.FromString,
+                _registered_method=True)
 
 
 class ProfilesServiceServicer:
@@ -117,6 +127,20 @@ class ProfilesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPersonIds(self, request, context):
+        """The ids of persons in their order, page by page: for whoever compares what it knows with what is here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBusinessIds(self, request, context):
+        """The ids of businesses, likewise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfilesServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +173,16 @@ def add_ProfilesServiceServicer_to_server(servicer, server):
                     servicer.UpdateBusiness,
                     request_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessRequest.FromString,
                     response_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessResponse.SerializeToString,
+            ),
+            'ListPersonIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonIds,
+                    request_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsRequest.FromString,
+                    response_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsResponse.SerializeToString,
+            ),
+            'ListBusinessIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBusinessIds,
+                    request_deserializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsRequest.FromString,
+                    response_serializer=tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +349,60 @@ class ProfilesService:
             '/tandem.profiles.v1.ProfilesService/UpdateBusiness',
             tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessRequest.SerializeToString,
             tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.UpdateBusinessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.profiles.v1.ProfilesService/ListPersonIds',
+            tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsRequest.SerializeToString,
+            tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListPersonIdsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBusinessIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.profiles.v1.ProfilesService/ListBusinessIds',
+            tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsRequest.SerializeToString,
+            tandem_dot_profiles_dot_v1_dot_profiles__service__pb2.ListBusinessIdsResponse.FromString,
             options,
             channel_credentials,
             insecure,

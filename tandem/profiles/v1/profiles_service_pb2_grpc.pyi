@@ -51,6 +51,10 @@ class ProfilesServiceStub:
     """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. Roles are given
     by transactions, not here.
     """
+    ListPersonIds: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.ListPersonIdsRequest, _profiles_service_pb2.ListPersonIdsResponse]
+    """The ids of persons in their order, page by page: for whoever compares what it knows with what is here."""
+    ListBusinessIds: _grpc.UnaryUnaryMultiCallable[_profiles_service_pb2.ListBusinessIdsRequest, _profiles_service_pb2.ListBusinessIdsResponse]
+    """The ids of businesses, likewise."""
 
 @_typing.type_check_only
 class ProfilesServiceAsyncStub(ProfilesServiceStub):
@@ -75,6 +79,10 @@ class ProfilesServiceAsyncStub(ProfilesServiceStub):
     """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. Roles are given
     by transactions, not here.
     """
+    ListPersonIds: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.ListPersonIdsRequest, _profiles_service_pb2.ListPersonIdsResponse]  # type: ignore[assignment]
+    """The ids of persons in their order, page by page: for whoever compares what it knows with what is here."""
+    ListBusinessIds: _aio.UnaryUnaryMultiCallable[_profiles_service_pb2.ListBusinessIdsRequest, _profiles_service_pb2.ListBusinessIdsResponse]  # type: ignore[assignment]
+    """The ids of businesses, likewise."""
 
 class ProfilesServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one true home of real-world facts about persons and businesses. Entities come into being by transactions
@@ -132,5 +140,21 @@ class ProfilesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields of the mask, if the version is still the one that was read; ABORTED otherwise. Roles are given
         by transactions, not here.
         """
+
+    @_abc_1.abstractmethod
+    def ListPersonIds(
+        self,
+        request: _profiles_service_pb2.ListPersonIdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profiles_service_pb2.ListPersonIdsResponse, _abc.Awaitable[_profiles_service_pb2.ListPersonIdsResponse]]:
+        """The ids of persons in their order, page by page: for whoever compares what it knows with what is here."""
+
+    @_abc_1.abstractmethod
+    def ListBusinessIds(
+        self,
+        request: _profiles_service_pb2.ListBusinessIdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profiles_service_pb2.ListBusinessIdsResponse, _abc.Awaitable[_profiles_service_pb2.ListBusinessIdsResponse]]:
+        """The ids of businesses, likewise."""
 
 def add_ProfilesServiceServicer_to_server(servicer: ProfilesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
