@@ -47,7 +47,7 @@ def seed(
     seed: Annotated[int, typer.Option(min=1, help="Another one makes other accounts.")] = 1,
 ) -> None:
     """Fills the database with old accounts."""
-    with plainly("identity_stub"), app.database(load(Settings)) as engine, _bar("seeding") as told:
+    with plainly("identity_stub"), app.database(load(Settings)) as engine, bar("seeding") as told:
         done = Counter[str]()
 
         def on_rows(rows: int) -> None:
@@ -89,7 +89,7 @@ def backfill(
             return
         with (
             app.initiator(settings, connections=2 * threads + 4) as (coordinator, channel),
-            _bar("rehearsing" if dry_run else "backfilling") as told,
+            bar("rehearsing" if dry_run else "backfilling") as told,
         ):
             run = Backfill(
                 coordinator, Existing(channel), options, on_progress=lambda report: told(report.done, report.total)
@@ -150,7 +150,7 @@ def _print(report: Report, *, dry_run: bool) -> None:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+def bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """Shows how many are done of how many, the rate and the time left: a bar, or lines where there is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from identity_stub import app
 from identity_stub.config import Settings
-from identity_stub.migration.cli import _bar as bar
+from identity_stub.migration.cli import bar
 from identity_stub.migration.conflicts import Policy
 from identity_stub.migration.reconcile import PARTS, Options, Reconciliation
 from identity_stub.migration.reconcile_accounts import AT_ONCE, total
