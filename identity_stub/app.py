@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from identity_stub import tables
 from identity_stub.config import PROFILES, Settings
 from identity_stub.explain import Sources
+from identity_stub.provisioning import Provisioning
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
@@ -61,9 +62,10 @@ class App:
                 times=settings.times,
                 registry=registry,
             )
-            provisioning = TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
-            stack.callback(provisioning.close)
+            stack.callback(coordinator.close)
             _check(settings, engine, coordinator.log)
+            provisioning = _provisioning(settings, engine, coordinator)
+            stack.callback(provisioning.close)
 
             # Resolve's own connections: nothing else can take them (R4).
             resolving = create_engine(url, pool_size=RESOLVERS, name="identity-resolve")
@@ -171,6 +173,15 @@ def sources(settings: Settings) -> Iterator[Sources]:
         participants = Participants(settings.participants)
         stack.callback(participants.close)
         yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name)
+
+
+def _provisioning(settings: Settings, engine: Engine, coordinator: Coordinator) -> Provisioning:
+    """The design that is configured."""
+    match settings.provisioning:
+        case "two-phase":
+            return TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
+        case _:
+            raise ConfigurationError(f"IDENTITY_PROVISIONING={settings.provisioning} is not built yet")
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

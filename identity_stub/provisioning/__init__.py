@@ -24,7 +24,9 @@ OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID]]], Sequence[T]]
 
 
 class Provisioning(Protocol):
-    """One design."""
+    """One design. profile_status: what the accounts that are made begin with, as `users.User` has it."""
+
+    profile_status: str
 
     def create(self, profile: Mapping[str, Message], own_rows: OwnRows[T]) -> T:
         """Makes the profile's entities and identity's own rows; what `own_rows` returned.
