@@ -78,7 +78,7 @@ class App:
             if settings.operator_token is not None:
                 token = settings.operator_token.get_secret_value()
                 OperationsServicer(participant, resolver, token).add_to(self._server)
-            ProfilesServicer(Reader(engine, resolver)).add_to(self._server)
+            ProfilesServicer(Reader(engine, resolver), updates_create=settings.updates_create).add_to(self._server)
 
             self._server.start()
             readiness = Readiness(url, "profiles-ready", self._server.serving)

@@ -27,6 +27,11 @@ class Settings(ProcessSettings):
         description="the coordinators that are believed, and where each is asked for its decisions:"
         " name=target,name=target with gRPC targets such as dns:///host:port, or a JSON object",
     )
+    updates_create: bool = Field(
+        False,
+        description="an update with allow_missing may create what is not there: for the design update-or-create only"
+        " (docs/designs.md); elsewhere every profile comes with its account",
+    )
     database_pool: int = Field(
         24,
         ge=2,
