@@ -18,6 +18,7 @@ from identity_stub.config import PROFILES, Settings
 from identity_stub.explain import Sources
 from identity_stub.provisioning import Provisioning
 from identity_stub.provisioning.two_phase import TwoPhase
+from identity_stub.provisioning.update_or_create import UpdateOrCreate
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
 from tandem.coordinator.decision_log import DecisionLog
@@ -180,6 +181,8 @@ def _provisioning(settings: Settings, engine: Engine, coordinator: Coordinator) 
     match settings.provisioning:
         case "two-phase":
             return TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
+        case "update-or-create":
+            return UpdateOrCreate(engine, settings.participants[PROFILES])
         case _:
             raise ConfigurationError(f"IDENTITY_PROVISIONING={settings.provisioning} is not built yet")
 

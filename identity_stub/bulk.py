@@ -63,7 +63,7 @@ class Bulk:
         if not some:
             return {}
 
-        def own_rows(connection: Connection, accepted: Sequence[tuple[int, UUID]]) -> list[Made]:
+        def own_rows(connection: Connection, accepted: Sequence[tuple[int, UUID | None]]) -> list[Made]:
             new = [some[i] for i, _ in accepted]
             owners = users.add_owners(
                 connection,

@@ -201,6 +201,22 @@ def add_invitation(
     return _invitation(connection.execute(statement).one())
 
 
+def settle(connection: Connection, *, user: User | None, business: Business | None) -> None:
+    """Stores the profile's status and reason of these, where they still have none: nothing that is better is undone."""
+    for table, key, one in (
+        (t.users, t.users.c.user_id, user),
+        (t.businesses, t.businesses.c.business_id, business),
+    ):
+        if one is None:
+            continue
+        name = one.user_id if isinstance(one, User) else one.business_id
+        connection.execute(
+            sa.update(table)
+            .where(key == name, table.c.profile_status == ABSENT)
+            .values(profile_status=one.profile_status, profile_reason=one.profile_reason or None)
+        )
+
+
 def accept(connection: Connection, invitation_id: UUID, user_id: UUID) -> bool:
     """Marks an invitation that is still open as accepted; False where it no longer is."""
     i = t.invitations

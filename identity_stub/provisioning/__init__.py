@@ -16,10 +16,11 @@ from tandem.runtime.errors import Reason, TandemError
 
 T = TypeVar("T")
 
-OwnRows = Callable[[Connection, UUID], T]
-"""Writes identity's rows on the connection; the UUID names the attempt. It may raise to give up."""
+OwnRows = Callable[[Connection, UUID | None], T]
+"""Writes identity's rows on the connection; the UUID names the attempt, for profiles too, where it has a name. It may
+raise to give up."""
 
-OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID]]], Sequence[T]]
+OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID | None]]], Sequence[T]]
 """The same for many at once: (place among what was asked for, name of the attempt) of each; a result for each."""
 
 

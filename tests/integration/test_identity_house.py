@@ -21,6 +21,8 @@ from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
 from identity_stub.tables import MIGRATIONS as IDENTITY_MIGRATIONS
 from profiles_server.profiles import ProfilesResource
+from profiles_server.resolving import Reader
+from profiles_server.servicer import ProfilesServicer
 from profiles_server.tables import MIGRATIONS as PROFILES_MIGRATIONS
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.driver import Coordinator
@@ -170,6 +172,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
     )
     resolver = Resolver(participant, {"identity": server.address})
     ParticipantServicer(participant, resolver).add_to(profiles_server)
+    ProfilesServicer(Reader(profiles, resolver), updates_create=True).add_to(profiles_server)
     profiles_server.start()
     coordinator = Coordinator(identity, name="identity", participants={"profiles": profiles_server.address})
     CoordinatorServicer(coordinator, DecisionLog(resolving, times)).add_to(server)
