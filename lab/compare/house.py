@@ -39,7 +39,8 @@ class House:
         )
         self.address = {side: f"127.0.0.1:{processes.free_port()}" for side in ("profiles", "coordinator", "identity")}
         shared = {"TTL_S": str(TTL_S), "METRICS_LISTEN": "127.0.0.1:0", "LOG_LEVEL": "WARNING", "DRAIN_S": "1"}
-        kafka = {"KAFKA_SERVERS": self.broker.servers} if self.broker else {}
+        # With a name of its own a consumer that was killed gets its partitions back as soon as it is there again.
+        kafka = {"KAFKA_SERVERS": self.broker.servers, "KAFKA_INSTANCE": "only"} if self.broker else {}
         profiles = f"profiles={self.address['profiles']}"
         own: dict[str, dict[str, str]] = {
             "profiles": {"COORDINATORS": f"identity={self.address['coordinator']}", **kafka, **design.profiles},
