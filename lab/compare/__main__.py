@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lab.compare.designs import Design, designs
+from lab.compare.designs import NEEDS, Design, designs
 from lab.compare.house import House
-from lab.compare.scenarios import SCENARIOS, Options, Row
+from lab.compare.scenarios import SCENARIOS, Options, Row, Scenario
 from tandem.runtime.postgres import EmbeddedPostgres
 
 console = Console(stderr=True)
@@ -33,11 +33,22 @@ def main(
     scenario: Annotated[list[str] | None, typer.Option(help="Only these scenarios.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object a design and scenario, one a line.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draws latency and availability into this PNG.")] = None,
+    told: Annotated[Path | None, typer.Option(help="Shows what an earlier run has told with --json.")] = None,
 ) -> None:
     """Compares the designs of docs/designs.md, and naive dual write, on the same load and the same faults."""
+    if told is not None:
+        _show([Row(**json.loads(line)) for line in told.read_text().splitlines()], plot, as_table=True)
+        return
     chosen = _chosen("design", design, designs())
     scenarios = _chosen("scenario", scenario, SCENARIOS)
-    options = Options(seconds, seed, rate, down)
+    rows = _compared(chosen, scenarios, Options(seconds, seed, rate, down), as_json=as_json)
+    _show(rows, plot, as_table=not as_json)
+
+
+def _compared(
+    chosen: dict[str, Design], scenarios: dict[str, Scenario], options: Options, *, as_json: bool
+) -> list[Row]:
+    """Starts servers and processes of its own, a design after the other."""
     rows: list[Row] = []
     where = Path(tempfile.mkdtemp(prefix="tandem-compare-"))
     where.chmod(0o755)
@@ -55,9 +66,13 @@ def main(
         for server in servers.values():
             server.close()
         shutil.rmtree(where, ignore_errors=True)
-    if not as_json:
-        out = Console(width=None if Console().is_terminal else 160)
-        out.print(_by_design(chosen, rows))
+    return rows
+
+
+def _show(rows: list[Row], plot: Path | None, *, as_table: bool) -> None:
+    if as_table:
+        out = Console(width=None if Console().is_terminal else 200)
+        out.print(_by_design(rows))
         out.print(_by_scenario(rows))
     if plot is not None:
         from lab.compare.plots import draw
@@ -72,14 +87,14 @@ def _chosen(kind: str, names: list[str] | None, there_are: dict[str, T]) -> dict
     return {name: one for name, one in there_are.items() if not names or name in names}
 
 
-def _by_design(chosen: dict[str, Design], rows: list[Row]) -> Table:
+def _by_design(rows: list[Row]) -> Table:
     """One line a design: its figures without a fault, the worst of it under faults, what it needs."""
     table = Table(
-        "design", "signup p50", "p99", "a second", "readable p50", "p99", "max", "saw none", "refused",
+        "design", "signup p50", "p99", "a second", "readable p50", "p99", "max", "saw none", "refused, profiles down",
         "orphans at once", "after quiet", "lost updates", "needs", title_justify="left",
         title="Without a fault: ms, and signups a second. Under all faults: counts; orphans: accounts/profiles",
     )  # fmt: skip
-    for name, design in chosen.items():
+    for name in dict.fromkeys(row.design for row in rows):
         mine = [row for row in rows if row.design == name]
         calm = next((row for row in mine if row.scenario == "none"), Row(name, "none"))
         table.add_row(
@@ -87,11 +102,11 @@ def _by_design(chosen: dict[str, Design], rows: list[Row]) -> Table:
             *(_number(value) for value in (calm.p50_ms, calm.p99_ms, calm.per_second)),
             *(_number(value) for value in (calm.readable_p50_ms, calm.readable_p99_ms, calm.readable_max_ms)),
             str(sum(row.saw_none for row in mine)),
-            str(sum(row.refused for row in mine if row.away)),
+            _share(next((row.refused_share for row in mine if row.scenario == "profiles down"), None)),
             _sum([row.after_fault for row in mine]),
             _sum([row.after_quiet for row in mine]),
             str(sum(row.lost_updates or 0 for row in mine)),
-            ", ".join(design.needs) or "nothing",
+            ", ".join(NEEDS[name]) or "nothing",
         )
     return table
 
@@ -119,6 +134,10 @@ def _sum(pairs: list[tuple[int, int] | None]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _count(value: int | None) -> str:

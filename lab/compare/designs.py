@@ -64,6 +64,9 @@ _ALL = (
 )
 
 
+NEEDS = {one.name: one.needs for one in _ALL}
+
+
 def designs() -> dict[str, Design]:
     """Name → design, of those that this identity can be: designs with Kafka need the settings for it."""
     return {one.name: one for one in _ALL if not one.has_broker or "kafka_servers" in Settings.model_fields}

@@ -25,6 +25,7 @@ AT_ONCE = 16
 TAKEN_SHARE = 0.1
 PAIRS_A_SECOND = 10
 DIES_S = 60.0
+WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,23 @@ class Row:
     away: tuple[float, float] | None = None
     points: list[tuple[float, float, bool]] = field(default_factory=list)
 
+    @property
+    def refused_share(self) -> float | None:
+        """Of the signups that were due while somebody was away: those that were not acknowledged."""
+        if self.away is None:
+            return None
+        due = [ok for due_s, _, ok in self.points if self.away[0] <= due_s <= self.away[1]]
+        return sum(not ok for ok in due) / len(due) if due else None
+
 
 Scenario = Callable[[House, Options, str], Row]
 
 
 def nothing(house: House, options: Options, name: str) -> Row:
     """No fault: latency at a steady rate; then how many a second AT_ONCE clients get through."""
+    # Connections, plans and consumers' partitions are not what is compared.
+    Load(house.address, f"{name}w", seed=options.seed, rate=options.rate).run(WARM_UP_S)
+    house.quiet()
     row = _loaded(house, options, name, "none")
     load = Load(house.address, f"{name}x", seed=options.seed, rate=None, clients=AT_ONCE)
     told = load.run(options.seconds / 2)
