@@ -24,6 +24,7 @@ from identity_stub import explain as explaining
 from identity_stub.client import Identity
 from identity_stub.config import Settings
 from tandem.identity.v1 import identity_service_pb2 as pb
+from tandem.kafka.cli import dead_letters_cli
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.cli import plainly, process_cli
 from tandem.runtime.config import load
@@ -35,6 +36,7 @@ cli = process_cli(
     Settings,
     lambda: app.serve(load(Settings)),
 )
+cli.add_typer(dead_letters_cli("identity_stub", lambda: app.graveyard(load(Settings))), name="dead-letters")
 
 Server = Annotated[
     str | None, typer.Option("--server", help="gRPC name of the running service.", show_default="IDENTITY_LISTEN")

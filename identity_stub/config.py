@@ -7,13 +7,14 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, ProcessSettings, Targets
+from tandem.kafka.config import KafkaSettings
+from tandem.runtime.config import NAME_PATTERN, Targets
 
 PROFILES = "profiles"
 """The participant that profiles is."""
 
 
-class Settings(ProcessSettings):
+class Settings(KafkaSettings):
     """The settings of the identity process."""
 
     model_config = SettingsConfigDict(env_prefix="IDENTITY_", extra="ignore", frozen=True)

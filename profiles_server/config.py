@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, OperatorToken, ProcessSettings, Targets
+from tandem.kafka.config import KafkaSettings
+from tandem.runtime.config import NAME_PATTERN, OperatorToken, Targets
 
 
-class Settings(ProcessSettings):
+class Settings(KafkaSettings):
     """The settings of the profiles process."""
 
     model_config = SettingsConfigDict(env_prefix="PROFILES_", extra="ignore", frozen=True)

@@ -96,6 +96,13 @@ class Home:
             found: UUID = connection.execute(statement, {"id": request_id}).scalar_one()
             return found
 
+    def transaction_of_user(self, user_id: str) -> UUID:
+        """The transaction, or a saga's event, that made the user."""
+        with self.identity.connect() as connection:
+            statement = sa.text("SELECT transaction_id FROM identity.requests WHERE user_id = :id")
+            found: UUID = connection.execute(statement, {"id": user_id}).scalar_one()
+            return found
+
     def marked(self, transaction_id: UUID | None = None) -> None:
         """Waits until acknowledgements are in the log, of this transaction or of all: they are written by and by."""
         those = "undelivered <> '{}' AND transaction_id = coalesce(:id, transaction_id)"
