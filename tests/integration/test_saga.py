@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from uuid_utils.compat import uuid7
 
 from identity_stub import tables as identity_tables
+from identity_stub.explain import Sources, explain
 from identity_stub.gauges import AccountGauges
 from identity_stub.provisioning.saga import Saga
 from identity_stub.settling import Settling, SettlingMetrics
@@ -20,6 +21,7 @@ from lab.broker import Broker
 from profiles_server import tables as profiles_tables
 from profiles_server.creating import Creating
 from profiles_server.profiles import ProfilesResource
+from tandem.coordinator.participants import Participants
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.identity.v1 import identity_service_pb2_grpc
 from tandem.kafka import dead_letters
@@ -156,6 +158,31 @@ def test_a_refusal_comes_back_and_marks_the_account(stage: Stage) -> None:
     assert stage.home.person_state(late.user.person_id) is None
     assert stage.home.count("profiles.business", "state <> 'active'") == 0
     assert stage.registry.get_sample_value("tandem_profiles_settled_total", {"outcome": "rejected"})
+
+
+def test_explain_tells_a_saga_as_one(stage: Stage) -> None:
+    """By address or by the event's id: on its way, then made; rejected with the reason. Never as a transaction."""
+    targets = Participants({"profiles": stage.home.profiles_server.address})
+    sources = Sources(stage.home.identity, stage.home.coordinator.log, targets, "identity")
+
+    def told(asked: object) -> str:
+        (story,) = explain(sources, str(asked))
+        return " ".join(story.sentences())
+
+    made, refused = sign_up(), sign_up()
+    refused.business.CopyFrom(made.business)
+    user = stage.stub.SignUp(made).user
+    event_id = stage.home.transaction_of_user(user.user_id)
+    assert "on its way" in told(made.email)
+    stage.run(until=lambda: stage.user(user.user_id).profile_status == ACTIVE)
+    stage.stub.SignUp(refused)
+    stage.run(until=lambda: "refused" in told(refused.email))
+    assert "(ALREADY_EXISTS)" in told(refused.email)
+    for asked in (made.email, user.user_id, event_id):
+        assert told(asked).endswith("Profiles has made it. Nothing is left to do.")
+        assert f"the event {event_id}" in told(asked)
+        assert "decision" not in told(asked)
+    targets.close()
 
 
 def test_two_that_want_the_same_in_one_batch(stage: Stage) -> None:
