@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
@@ -15,6 +16,9 @@ from tandem.runtime.config import ProcessSettings
 from tandem.runtime.errors import ConfigurationError
 
 PREFIX_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+_SILENT = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001 - no part of our logging
+"""The client's own lines name machines, and would go past our log: what matters is told by errors."""
 
 _OPTION = re.compile(r"(?:sasl|ssl|security|client|broker|socket|enable\.ssl)[.a-z0-9]*")
 _OURS = frozenset({"client.id"})
@@ -62,7 +66,7 @@ class Cluster:
         """prefix.name.name"""
         return ".".join((self.prefix, *names))
 
-    def reach(self) -> dict[str, str | int | float | bool]:
+    def reach(self) -> dict[str, Any]:
         """What every client is configured with."""
         return {
             **self.options,
@@ -71,7 +75,7 @@ class Cluster:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1_000,
             "allow.auto.create.topics": False,
-            "log_level": 0,  # its lines would go past our own log; what matters is told by errors
+            "logger": _SILENT,
         }
 
 

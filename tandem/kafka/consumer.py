@@ -69,6 +69,7 @@ class Consumer:
     ) -> None:
         self._cluster = cluster
         self._topic = topic
+        self._topics = (topic, dead_letters.topic_of(topic))
         self._handle = handle
         self._group = cluster.topic(group)
         self._publisher = publisher
@@ -95,15 +96,21 @@ class Consumer:
                 return 0
             client = self._opened()
             done = 0
-            for _ in range(MAX_ROUNDS):
-                self._resume(client)
-                messages = self._take(client, wait_s)
-                if not messages:
-                    break
-                failpoint("consumer.after_poll")
-                done += self._work(client, messages)
-                wait_s = 0.0
-            self._look(client)
+            try:
+                for _ in range(MAX_ROUNDS):
+                    self._resume(client)
+                    messages = self._take(client, wait_s)
+                    if not messages:
+                        break
+                    failpoint("consumer.after_poll")
+                    done += self._work(client, messages)
+                    wait_s = 0.0
+            except KafkaException as error:  # one that can't go on: the next run makes another
+                log.warning("consumer given up", topic=self._topic, kafka=error.args[0].name())
+                self._client = None
+                client.close()
+            else:
+                self._look(client)
             return done
 
     def close(self) -> None:
@@ -120,7 +127,7 @@ class Consumer:
 
     def _opened(self) -> Client:
         if self._client is None:
-            topics.ensure(self._cluster, [self._topic, dead_letters.topic_of(self._topic)])
+            topics.ensure(self._cluster, self._topics)
             instance = {"group.instance.id": self._cluster.instance} if self._cluster.instance else {}
             self._client = Client(
                 {
@@ -142,8 +149,7 @@ class Consumer:
         return self._client
 
     def _assigned(self, _: Client, partitions: Sequence[TopicPartition]) -> None:
-        """What was known of the former share says nothing of this one."""
-        self._resting.clear()
+        """What was known of the former share says nothing of this one; but what rests may have to be woken still."""
         self._next.clear()
         self._reached = {(one.topic, one.partition): self._clock() for one in partitions}
 
@@ -158,16 +164,20 @@ class Consumer:
         for one in some:
             if (error := one.error()) is not None:
                 log.warning("message not taken", topic=self._topic, kafka=error.name())
+                if error.name() == topics.MISSING:  # a broker that has lost its data
+                    topics.ensure(self._cluster, self._topics)
         return [incoming(one) for one in some if one.error() is None]
 
     def _resume(self, client: Client) -> None:
         """Lets partitions go on whose rest is over."""
         now = time.monotonic()
         rested = [partition for partition, until in self._resting.items() if until <= now]
+        self._resting = {partition: until for partition, until in self._resting.items() if until > now}
         for partition in rested:
-            del self._resting[partition]
-        if rested:
-            client.resume([TopicPartition(*partition) for partition in rested])
+            try:
+                client.resume([TopicPartition(*partition)])
+            except KafkaException:  # another replica's meanwhile
+                continue
 
     # --- working ----------------------------------------------------------------------------------------------
 
@@ -289,9 +299,12 @@ class Consumer:
         now = self._clock()
         lag, reached = 0, now
         try:
+            client.list_topics(self._topic, timeout=LOOK_S)  # what follows may be known without the broker
             for place in client.assignment():
                 partition = (place.topic, place.partition)
-                low, high = client.get_watermark_offsets(place, timeout=LOOK_S, cached=False)
+                low, high = client.get_watermark_offsets(place, cached=True)  # as of the last fetch
+                if high < 0:
+                    low, high = client.get_watermark_offsets(place, timeout=LOOK_S)
                 if partition not in self._next:
                     (committed,) = client.committed([place], timeout=LOOK_S)
                     self._next[partition] = max(committed.offset, low)

@@ -69,13 +69,16 @@ class Publisher:
         except TandemError as error:
             return self._counted(messages, [error] * len(messages))
         for place, message in enumerate(messages):
-            if not self._send(producer, message, waiting.reporter(place), until):
+            if waiting.fatal or not self._send(producer, message, waiting, place, until):
                 break
-        while waiting.left and time.monotonic() < until:
-            producer.poll(min(POLL_S, max(0.0, until - time.monotonic())))
+        while waiting.left and not waiting.fatal and time.monotonic() < until:
+            waiting.poll(producer, min(POLL_S, max(0.0, until - time.monotonic())))
+        answers = waiting.answers()
+        if any(answers):  # perhaps a broker that has lost its data: the next call looks for the topics again
+            self._topics.clear()
         if waiting.fatal:
             self._forget(producer)
-        return self._counted(messages, waiting.answers())
+        return self._counted(messages, answers)
 
     def close(self) -> None:
         """Waits a moment for what is on its way, and publishes nothing more."""
@@ -83,7 +86,10 @@ class Publisher:
             self._closed = True
             producer, self._producer = self._producer, None
         if producer is not None:
-            producer.flush(CLOSE_S)
+            try:
+                producer.flush(CLOSE_S)
+            except KafkaException as error:
+                log.warning("not all was published", kafka=error.args[0].name())
 
     def _ensure(self, missing: set[str], until: float) -> None:
         if missing:
@@ -98,8 +104,9 @@ class Publisher:
                 self._producer = Producer(self._configuration)
             return self._producer
 
-    def _send(self, producer: Producer, message: Outgoing, report: Any, until: float) -> bool:
+    def _send(self, producer: Producer, message: Outgoing, waiting: _Waiting, place: int, until: float) -> bool:
         """Hands one message to the client; False where its queue stays full until then."""
+        report = waiting.reporter(place)
         headers: Any = [(name, value.encode()) for name, value in message.headers.items()]
         while True:
             try:
@@ -107,9 +114,9 @@ class Publisher:
                     message.topic, message.value, message.key.encode(), on_delivery=report, headers=headers
                 )
             except BufferError:
-                if time.monotonic() > until:
+                if time.monotonic() > until or waiting.fatal:
                     return False
-                producer.poll(POLL_S)
+                waiting.poll(producer, POLL_S)
             except KafkaException as error:
                 report(error.args[0], None)
                 return True
@@ -118,11 +125,11 @@ class Publisher:
 
     def _forget(self, producer: Producer) -> None:
         """An idempotent producer that has lost its place can't go on: the next message makes another."""
-        log.warning("producer given up: another is made")
         with self._lock:
             if self._producer is producer:
                 self._producer = None
-        producer.purge()
+                log.warning("producer given up: another is made")
+        producer.purge()  # others that wait for it are told so
 
     def _counted(self, messages: Sequence[Outgoing], answers: list[TandemError | None]) -> list[TandemError | None]:
         for message, answer in zip(messages, answers, strict=True):
@@ -151,6 +158,13 @@ class _Waiting:
                 self.fatal |= error is not None and error.fatal()
 
         return report
+
+    def poll(self, producer: Producer, timeout_s: float) -> None:
+        """Has reports come in; a client that can't go on says so here, whoever polls."""
+        try:
+            producer.poll(timeout_s)
+        except KafkaException as error:
+            self.fatal |= error.args[0].fatal()
 
     def answers(self) -> list[TandemError | None]:
         with self._lock:

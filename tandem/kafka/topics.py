@@ -16,6 +16,9 @@ log = logger("tandem.kafka")
 
 MAKE_S = 5.0
 
+MISSING = "UNKNOWN_TOPIC_OR_PART"
+"""Kafka's name for a topic that is not there."""
+
 
 def ensure(cluster: Cluster, topics: Iterable[str], *, timeout_s: float = MAKE_S) -> None:
     """Makes the topics that are missing. Raises TandemError (UNAVAILABLE) where that can't be done now."""

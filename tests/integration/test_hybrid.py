@@ -200,6 +200,25 @@ def test_a_broker_that_is_away_costs_no_signup(house: Home, own_broker: Broker) 
         )
 
 
+def test_what_a_broker_loses_is_covered(house: Home, own_broker: Broker) -> None:
+    """kill -9 of a broker that keeps nothing: decisions that it had acknowledged are gone, topics, too. The sweeper
+    ends them all the same, and the next decision travels again."""
+    with ExitStack() as stack:
+        stage = staged(house, own_broker, stack)
+        first = stage.stub.SignUp(sign_up())
+        run_until(stage.consumer, lambda: stage.home.person_state(first.user.person_id) == "active")
+        lost = stage.stub.SignUp(sign_up())
+        eventually(lambda: not stage.undelivered())
+        own_broker.kill()
+        own_broker.start()
+        assert stage.home.person_state(lost.user.person_id) == "prepared"
+        assert stage.home.sweep() == 1
+        assert stage.home.person_state(lost.user.person_id) == "active"
+        again = stage.stub.SignUp(sign_up())
+        eventually(lambda: stage.recovery.run_once() is not None and not stage.undelivered(), 30)
+        run_until(stage.consumer, lambda: stage.home.person_state(again.user.person_id) == "active", 30)
+
+
 def test_profiles_that_can_not_do_it_now_gets_it_again(house: Home, broker: Broker) -> None:
     """The participant's database holds the row locked: the message waits at its place, and is done afterwards."""
     with ExitStack() as stack:
