@@ -115,9 +115,15 @@ def test_a_message_that_has_to_wait_holds_up_its_partition_only(broker: Broker) 
         keys = partition_keys(two, topic)
         taker = Taker(held=BUSY)
         consumer = two.consumer(topic, taker)
-        publish(two, note(topic, keys[0], "held"), note(topic, keys[0], "behind"), note(topic, keys[1], "beside"))
+        first = [note(topic, keys[0], text) for text in ("before", "held", "behind")]
+        publish(two, *first, note(topic, keys[1], "beside"))
         run_until(consumer, lambda: "beside" in taker.done and "held" in taker.seen)
         assert "held" not in taker.done
+        consumer.close()  # whoever comes next begins with it, and not after it
+        taker.seen.clear()
+        consumer = two.consumer(topic, taker)
+        run_until(consumer, lambda: "held" in taker.seen)
+        assert "before" not in taker.seen
         publish(two, note(topic, keys[1], "beside again"))
         run_until(consumer, lambda: "beside again" in taker.done)
         assert "held" not in taker.done

@@ -247,6 +247,8 @@ def test_a_role_comes_after_its_business(stage: Stage) -> None:
         pb.AcceptInvitationRequest(invitation_id=invitation.invitation_id, person=person())
     )
     assert accepted.user.profile_status == PENDING
+    assert stage.home.count("identity.outbox") == 2
+    assert stage.home.count("identity.outbox", "key = :id", id=owner.business.profile_business_id) == 2
     stage.run(until=lambda: stage.user(accepted.user.user_id).profile_status == ACTIVE)
     assert stage.business(owner.business.business_id).profile_status == ACTIVE
     assert (accepted.user.person_id, "director", "active") in stage.home.roles(owner.business.profile_business_id)
