@@ -175,6 +175,8 @@ def town(new_database: Callable[[str], str], broker: Broker) -> Iterator[House]:
         house.restart(profiles)
         house.restart(identity)
         yield house
+        for one in (identity, profiles):
+            assert "@example.org" not in one.log.read_text(), "personal data in a log"
 
 
 @pytest.fixture

@@ -149,6 +149,30 @@ def partition_keys(of: Line, topic: str) -> list[str]:
     return [found[partition] for partition in sorted(found)]
 
 
+def test_the_lag_and_its_age(alone: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is counted and has the age of the last that was done before it; nothing waits: the present time."""
+    monkeypatch.setattr("tandem.kafka.consumer.LOOK_EVERY_S", 0.0)
+    topic = alone.cluster.topic("lag")
+    taker = Taker(held=BUSY)
+    consumer = alone.consumer(topic, taker)
+    before = time.time()
+
+    def value(name: str) -> float:
+        return alone.value(f"tandem_kafka_consumer_{name}", topic=topic)
+
+    run_until(consumer, lambda: value("last_success_timestamp_seconds") >= before)
+    assert value("lag") == 0
+    publish(alone, *(note(topic, "k", text) for text in ("done", "held", "behind")))
+    published = time.time()
+    run_until(consumer, lambda: value("lag") == 2)
+    run_until(consumer, lambda: value("last_success_timestamp_seconds") > published)
+    assert before <= value("reached_timestamp_seconds") <= published
+    del taker.says["held"]
+    run_until(consumer, lambda: "behind" in taker.done)
+    run_until(consumer, lambda: value("lag") == 0)
+    assert value("reached_timestamp_seconds") > published
+
+
 def test_a_broker_that_is_away_is_told_in_time_and_needs_no_restart(own_broker: Broker) -> None:
     """Publishing fails within its time while the broker is down; what is published afterwards arrives."""
     with line(own_broker) as made:
@@ -304,6 +328,19 @@ def test_a_relay_that_dies_after_publishing_publishes_again(alone: Line, engine:
         connection.execute(sa.update(table).values(next_attempt_at=sa.func.now()))
     assert other.run_once() == 1
     assert [m.value for m in read_all(alone.cluster, topic)] == [b"twice", b"twice"]
+
+
+def test_a_row_that_no_broker_takes_is_in_nobodys_way(alone: Line, engine: Engine, table: sa.Table) -> None:
+    """It stays with its reason; others go, and the broker does not count as away."""
+    topic = alone.cluster.topic("large")
+    relay = Relay(engine, table, alone.publisher, alone.metrics, batch=1)
+    write(engine, table, note(topic, "a", "x" * 3_000_000), note(topic, "b", "small"))
+    assert relay.run_once() + relay.run_once() == 1
+    assert [m.value for m in read_all(alone.cluster, topic)] == [b"small"]
+    with engine.connect() as connection:
+        assert list(connection.execute(sa.select(table.c.last_error)).scalars()) == ["MESSAGE_TOO_LARGE"]
+    write(engine, table, note(topic, "c", "later"))
+    assert relay.run_once() == 1
 
 
 # --- the inbox --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,8 +12,10 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
+import coordinator.app
 import identity_stub.app
 import profiles_server.app
+from coordinator.config import Settings as CoordinatorSettings
 from identity_stub.config import Settings as IdentitySettings
 from identity_stub.tables import outbox
 from lab.broker import Broker
@@ -69,6 +72,17 @@ def test_what_a_saga_has_left_must_be_told(identity: dict[str, Any], stack: Exit
     with engine.begin() as connection:
         connection.execute(sa.delete(outbox))
     identity_stub.app.App(load(IdentitySettings, **identity)).stop()
+
+
+def test_the_coordinator_process_can_leave_the_delivery_to_another(identity: dict[str, Any], stack: ExitStack) -> None:
+    """With hybrid, identity publishes what is left: a coordinator process must not deliver it by RPC."""
+    told = {key: identity[key] for key in ("database_url", "listen", "participants")}
+    for delivers in (True, False):
+        settings = load(CoordinatorSettings, metrics_listen="127.0.0.1:0", recovery=delivers, **told)
+        app = coordinator.app.App(settings)
+        stack.callback(app.stop)
+        with urllib.request.urlopen(f"http://{app.metrics_address}/metrics", timeout=10) as page:
+            assert (b"tandem_recovery_last_success_timestamp_seconds{" in page.read()) is delivers
 
 
 def test_settings_say_how_a_broker_is_trusted_and_nothing_else() -> None:
