@@ -21,7 +21,7 @@ class Story:
     """What is known.
 
     began_at: the transaction id's own time. expired: that is longer ago than decisions are kept. now: the database's
-    clock (R13). event_id: of the event that asked for the profile, where it was a saga and no transaction;
+    clock (R13). event_id: of the attempt or event that asked for the profile, where there was no transaction;
     profile_status and profile_reason: what its account shows then.
     """
 
@@ -56,14 +56,16 @@ class Story:
         if self.event_id is None or self.request is None:
             return
         yield (
-            f"It was committed here at {at(self.request.created_at)}, without a transaction: its profile was asked for"
-            f" by the event {self.event_id}."
+            f"It was committed here at {at(self.request.created_at)}, without a transaction: its profile comes by"
+            f" itself, in the attempt or event {self.event_id}."
         )
         match self.profile_status:
             case "pending":
                 yield "The profile is on its way: the event waits in the outbox or in a topic, or its answer does."
             case "rejected":
                 yield f"Profiles has refused it ({self.profile_reason}): a person has to give other facts."
+            case "absent":
+                yield "Profiles has none yet: the first update makes it."
             case _:
                 yield "Profiles has made it. Nothing is left to do."
 

@@ -180,7 +180,7 @@ def test_explain_tells_a_saga_as_one(stage: Stage) -> None:
     assert "(ALREADY_EXISTS)" in told(refused.email)
     for asked in (made.email, user.user_id, event_id):
         assert told(asked).endswith("Profiles has made it. Nothing is left to do.")
-        assert f"the event {event_id}" in told(asked)
+        assert f"event {event_id}" in told(asked)
         assert "decision" not in told(asked)
     targets.close()
 
