@@ -13,7 +13,7 @@ COPY tandem ./tandem
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels . \
     && python -m venv /opt/tandem \
     && wheel=$(ls /wheels/tandem-*.whl) \
-    && /opt/tandem/bin/pip install --no-cache-dir --constraint constraints.txt "$wheel[processes,console,tracing]"
+    && /opt/tandem/bin/pip install --no-cache-dir --constraint constraints.txt "$wheel[processes,console,tracing,kafka]"
 
 FROM python:3.12-slim
 RUN groupadd --system --gid 10001 tandem \

@@ -80,14 +80,13 @@ class App:
             readiness = Readiness(url, "coordinator-ready", self._server.serving)
             stack.callback(readiness.close)
             purge = Purge(coordinator.engine, settings.times, coordinator.metrics)
-            self._schedule(
-                [
-                    ("recovery", _recovery(settings, coordinator).run_once, settings.recovery_interval_s),
-                    ("purge", purge.run_once, settings.purge_interval_s),
-                    ("readiness", readiness.run_once, EVERY_S),
-                ],
-                stack,
-            )
+            jobs: list[tuple[str, Callable[[], object], float]] = [
+                ("purge", purge.run_once, settings.purge_interval_s),
+                ("readiness", readiness.run_once, EVERY_S),
+            ]
+            if settings.recovery:
+                jobs.append(("recovery", _recovery(settings, coordinator).run_once, settings.recovery_interval_s))
+            self._schedule(jobs, stack)
             stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, coordinator=settings.name)

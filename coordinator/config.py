@@ -51,6 +51,11 @@ class Settings(ProcessSettings):
         " name=token,name=token, each as its participant has it (PROFILES_OPERATOR_TOKEN), or a JSON object; not set:"
         " the console shows the commands instead",
     )
+    recovery: bool = Field(
+        True,
+        description="deliver what is left undelivered; false where the initiator does it by Kafka"
+        " (IDENTITY_PROVISIONING=hybrid)",
+    )
     recovery_interval_s: float = Field(
         1.0,
         gt=0,

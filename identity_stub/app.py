@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import grpc
+import sqlalchemy as sa
 from apscheduler import events
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
@@ -18,7 +20,11 @@ from identity_stub import tables
 from identity_stub.config import PROFILES, Settings
 from identity_stub.explain import Sources
 from identity_stub.facts import Facts
+from identity_stub.provisioning import Provisioning
+from identity_stub.provisioning.hybrid import Hybrid
+from identity_stub.provisioning.saga import Saga
 from identity_stub.provisioning.two_phase import TwoPhase
+from identity_stub.provisioning.update_or_create import UpdateOrCreate
 from identity_stub.servicer import IdentityServicer
 from identity_stub.signup import SignUps
 from tandem.coordinator.decision_log import DecisionLog
@@ -29,15 +35,20 @@ from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
+from tandem.kafka.cli import Graveyard
 from tandem.profiles.client import open_profiles
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.gauges import gauges_engine
+from tandem.runtime.local_transaction import owned
 from tandem.runtime.process import database_url, metrics_page, open_engine, run_until_signal, spare_collector
 from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
+
+if TYPE_CHECKING:
+    from identity_stub.messaging import Messaging
 
 log = logger("identity.app")
 
@@ -57,16 +68,19 @@ class App:
             url = database_url(settings, "identity", stack)
             engine = open_engine(url, "identity", stack, pool_size=settings.database_pool)
             registry = CollectorRegistry()
+            messaging = _messaging(settings, engine, registry, stack)
             coordinator = Coordinator(
                 engine,
                 name=settings.name,
                 participants=settings.participants,
                 times=settings.times,
                 registry=registry,
+                commits=messaging.commits if messaging and settings.provisioning == "hybrid" else None,
             )
-            provisioning = TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
-            stack.callback(provisioning.close)
+            stack.callback(coordinator.close)
             _check(settings, engine, coordinator.log)
+            provisioning = _provisioning(settings, engine, coordinator)
+            stack.callback(provisioning.close)
 
             # Resolve's own connections: nothing else can take them (R4).
             resolving = create_engine(url, pool_size=RESOLVERS, name="identity-resolve")
@@ -98,13 +112,14 @@ class App:
             readiness = Readiness(url, "identity-ready", self._server.serving)
             stack.callback(readiness.close)
             jobs: list[Job] = [("readiness", readiness.run_once, EVERY_S)]
+            if messaging is not None:
+                jobs += messaging.jobs
+            if settings.serve_coordinator or settings.provisioning == "hybrid":
+                # In the hybrid design recovery is the relay of the decision log, and stays with its publisher.
+                jobs.append(("recovery", Recovery(coordinator).run_once, settings.recovery_interval_s))
             if settings.serve_coordinator:
-                recovery = Recovery(coordinator)
                 purge = Purge(engine, settings.times, coordinator.metrics)
-                jobs += [
-                    ("recovery", recovery.run_once, settings.recovery_interval_s),
-                    ("purge", purge.run_once, settings.purge_interval_s),
-                ]
+                jobs.append(("purge", purge.run_once, settings.purge_interval_s))
             self._schedule(jobs, stack)
             stack.callback(self._server.leave)
             self._stack = stack.pop_all()
@@ -167,6 +182,19 @@ def migrations_sql() -> str:
 
 
 @contextmanager
+def graveyard(settings: Settings) -> Iterator[Graveyard]:
+    """Where messages are buried that this process could not take up, for an operator's command."""
+    cluster = settings.required_cluster("this command")
+    configure_logging("identity", level=settings.log_level, json=settings.log_json)
+    try:
+        from identity_stub.messaging import graveyard as opened
+    except ImportError:
+        raise ConfigurationError("this command needs the extra: pip install 'tandem[kafka]'") from None
+    with opened(settings, cluster) as found:
+        yield found
+
+
+@contextmanager
 def sources(settings: Settings) -> Iterator[Sources]:
     """For `explain`: reads only, beside a server that may run or not."""
     with ExitStack() as stack:
@@ -200,6 +228,33 @@ def database(settings: Settings) -> Iterator[Engine]:
         yield engine
 
 
+def _messaging(settings: Settings, engine: Engine, registry: CollectorRegistry, stack: ExitStack) -> Messaging | None:
+    """What runs with Kafka, where it is configured. Raises ConfigurationError where it is needed and is not."""
+    cluster = settings.cluster
+    if settings.provisioning in ("hybrid", "saga"):
+        cluster = settings.required_cluster(f"IDENTITY_PROVISIONING={settings.provisioning}")
+    if cluster is None:
+        return None
+    try:
+        from identity_stub.messaging import Messaging
+    except ImportError:
+        raise ConfigurationError("IDENTITY_KAFKA_SERVERS needs the extra: pip install 'tandem[kafka]'") from None
+    return Messaging(settings, cluster, engine, registry, stack)
+
+
+def _provisioning(settings: Settings, engine: Engine, coordinator: Coordinator) -> Provisioning:
+    """The design that is configured."""
+    match settings.provisioning:
+        case "two-phase":
+            return TwoPhase(coordinator, participant=PROFILES, confirm=settings.confirm)
+        case "hybrid":
+            return Hybrid(coordinator, participant=PROFILES)
+        case "saga":
+            return Saga(engine, settings.required_cluster("a saga"), source=settings.name)
+        case "update-or-create":
+            return UpdateOrCreate(engine, settings.participants[PROFILES])
+
+
 def _database(settings: Settings, stack: ExitStack) -> Engine:
     return open_engine(database_url(settings, "identity", stack), "identity", stack, pool_size=settings.database_pool)
 
@@ -215,3 +270,11 @@ def _check(settings: Settings, engine: Engine, decision_log: DecisionLog) -> Non
             f"decisions wait for {', '.join(unknown)} to acknowledge, which IDENTITY_PARTICIPANTS does not name: "
             "put it back until they are delivered"
         )
+    if settings.cluster is None:
+        with owned(engine) as connection:
+            waiting = connection.execute(sa.select(sa.exists().select_from(tables.outbox))).scalar_one()
+        if waiting:
+            raise ConfigurationError(
+                "the outbox holds what a saga has to tell, and IDENTITY_KAFKA_SERVERS names no broker: put it back"
+                " until the outbox is empty"
+            )

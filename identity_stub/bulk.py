@@ -63,9 +63,13 @@ class Bulk:
         if not some:
             return {}
 
-        def own_rows(connection: Connection, accepted: Sequence[tuple[int, UUID]]) -> list[Made]:
+        def own_rows(connection: Connection, accepted: Sequence[tuple[int, UUID | None]]) -> list[Made]:
             new = [some[i] for i, _ in accepted]
-            owners = users.add_owners(connection, [(asked.user_id, asked.email, asked.business_id) for asked in new])
+            owners = users.add_owners(
+                connection,
+                [(asked.user_id, asked.email, asked.business_id) for asked in new],
+                self._sign_ups.provisioning.profile_status,
+            )
             made = [Made(user=user, business=business) for user, business in owners]
             attempts = (attempt for _, attempt in accepted)
             requests.store_many(connection, list(zip((asked.request for asked in new), made, attempts, strict=True)))

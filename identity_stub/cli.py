@@ -27,6 +27,7 @@ from identity_stub.config import Settings
 from identity_stub.migration import cli as migration
 from identity_stub.migration import reconcile_cli
 from tandem.identity.v1 import identity_service_pb2 as pb
+from tandem.kafka.cli import dead_letters_cli
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.cli import plainly, process_cli
 from tandem.runtime.config import load
@@ -38,6 +39,7 @@ cli = process_cli(
     Settings,
     lambda: app.serve(load(Settings)),
 )
+cli.add_typer(dead_letters_cli("identity_stub", lambda: app.graveyard(load(Settings))), name="dead-letters")
 
 migration.add_to(cli)
 reconcile_cli.add_to(cli)

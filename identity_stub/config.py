@@ -7,13 +7,14 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, Address, OptionalAddress, ProcessSettings, Targets
+from tandem.kafka.config import KafkaSettings
+from tandem.runtime.config import NAME_PATTERN, Address, OptionalAddress, Targets
 
 PROFILES = "profiles"
 """The participant that profiles is."""
 
 
-class Settings(ProcessSettings):
+class Settings(KafkaSettings):
     """The settings of the identity process."""
 
     model_config = SettingsConfigDict(env_prefix="IDENTITY_", extra="ignore", frozen=True)
@@ -32,8 +33,14 @@ class Settings(ProcessSettings):
         description="the participants, and where each is found: name=target,name=target with gRPC targets such as"
         " dns:///host:port, or a JSON object; profiles is one of them",
     )
+    provisioning: Literal["two-phase", "hybrid", "saga", "update-or-create"] = Field(
+        "two-phase",
+        description="how an account gets its profile (docs/designs.md): together with it (two-phase), or by one of the"
+        " designs that it is compared with",
+    )
     confirm: Literal["wait", "background"] = Field(
-        "wait", description="answer when the profile is visible (wait), or when it is decided (background)"
+        "wait",
+        description="two-phase only: answer when the profile is visible (wait), or when it is decided (background)",
     )
     serve_coordinator: bool = Field(
         False,

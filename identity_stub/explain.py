@@ -19,7 +19,7 @@ from tandem.coordinator import story
 from tandem.coordinator.decision_log import DecisionLog
 from tandem.coordinator.participants import Participants
 from tandem.runtime.database import ASIDE
-from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.local_transaction import local_transaction
 
 ASK_S = 3.0
@@ -90,7 +90,34 @@ def _of_request(sources: Sources, now: datetime, stored: Stored, subject: str | 
     opening = f"{subject} by {by}." if subject else f"{by}: it succeeded and stands for {made}."
     if stored.transaction_id is None:
         return Story(sources.coordinator, now, opening, request=stored)
+    if _is_event(sources, now, stored.transaction_id):
+        return _of_event(sources, now, stored, opening)
     return _of_transaction(sources, now, stored.transaction_id, opening=opening, stored=stored)
+
+
+def _is_event(sources: Sources, now: datetime, id_: UUID) -> bool:
+    """Whether the attempt of a request that succeeded was a saga's: a transaction would have its decision in the log,
+    which is not purged before its id has expired."""
+    kept = age(id_, now_ms=int(now.timestamp() * 1000), retention_ms=sources.decision_log.times.retention_ms)
+    return kept is Age.FINE and sources.decision_log.get(TransactionKey(sources.coordinator, id_)) is None
+
+
+def _of_event(sources: Sources, now: datetime, stored: Stored, opening: str) -> Story:
+    with local_transaction(sources.engine, ASIDE) as connection:
+        account: users.User | users.Business | None = None
+        if stored.user_id is not None:
+            account = users.user(connection, stored.user_id)
+        elif stored.business_id is not None:
+            account = users.business(connection, stored.business_id)
+    return Story(
+        sources.coordinator,
+        now,
+        opening,
+        request=stored,
+        event_id=stored.transaction_id,
+        profile_status=account.profile_status if account else "",
+        profile_reason=account.profile_reason if account else "",
+    )
 
 
 def _of_transaction(

@@ -143,7 +143,7 @@ class Facts:
         """Makes the profile of the old columns, as the backfill would; its version. The client has read them."""
         profile = _to_create(row, account.members, new, paths)
 
-        def own_rows(connection: Connection, _: UUID) -> None:
+        def own_rows(connection: Connection, _: UUID | None) -> None:
             mark_active(connection, account.business_id)
 
         try:

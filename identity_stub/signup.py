@@ -96,14 +96,15 @@ class SignUps:
     def __init__(self, engine: Engine, provisioning: Provisioning) -> None:
         self.engine = engine
         self.provisioning = provisioning
+        self._status = provisioning.profile_status
 
     def sign_up(self, asked: SignUp) -> Made:
         """A user, and a business that the user owns."""
-        return self._create(asked.request, _of_sign_up(asked))
+        return self._create(asked.request, _of_sign_up(asked, self._status))
 
     def sign_up_after(self, asked: SignUp, error: TandemError) -> Made:
         """The answer to a sign-up whose provisioning has said `error` already, here or in company."""
-        return self._after(asked.request, _of_sign_up(asked), error)
+        return self._after(asked.request, _of_sign_up(asked, self._status), error)
 
     def create_user(self, request: Request, *, email: str, person: person_pb2.Person) -> Made:
         """A user."""
@@ -114,7 +115,7 @@ class SignUps:
             return _Plan(own_rows, {"person": _person(person, user_id)})
 
         def own_rows(connection: Connection) -> Made:
-            return Made(user=users.add_user(connection, user_id, email))
+            return Made(user=users.add_user(connection, user_id, email, self._status))
 
         return self._create(request, check)
 
@@ -128,7 +129,7 @@ class SignUps:
             return _Plan(own_rows, {"business": _owned(business, business_id, owner)})
 
         def own_rows(connection: Connection) -> Made:
-            return Made(business=users.add_business(connection, business_id, owner))
+            return Made(business=users.add_business(connection, business_id, owner, self._status))
 
         return self._create(request, check)
 
@@ -149,7 +150,7 @@ class SignUps:
             unmigrated = _unmigrated(connection, invitation.business_id)
 
             def own_rows(connection: Connection) -> Made:
-                user = users.add_user(connection, user_id, invitation.email)
+                user = users.add_user(connection, user_id, invitation.email, self._status)
                 users.add_member(connection, invitation.business_id, user_id, invitation.role)
                 if unmigrated:
                     facts.mark_active(connection, invitation.business_id)
@@ -227,15 +228,15 @@ class SignUps:
         raise _answer(error) from error
 
 
-def _of_sign_up(asked: SignUp) -> _Check:
+def _of_sign_up(asked: SignUp, status: str) -> _Check:
     def check(connection: Connection) -> _Plan:
         _refuse_taken(connection, asked.email)
         return _Plan(own_rows, asked.profile)
 
     def own_rows(connection: Connection) -> Made:
         return Made(
-            user=users.add_user(connection, asked.user_id, asked.email),
-            business=users.add_business(connection, asked.business_id, asked.user_id),
+            user=users.add_user(connection, asked.user_id, asked.email, status),
+            business=users.add_business(connection, asked.business_id, asked.user_id, status),
         )
 
     return check

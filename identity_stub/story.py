@@ -21,7 +21,8 @@ class Story:
     """What is known.
 
     began_at: the transaction id's own time. expired: that is longer ago than decisions are kept. now: the database's
-    clock (R13).
+    clock (R13). event_id: of the attempt or event that asked for the profile, where there was no transaction;
+    profile_status and profile_reason: what its account shows then.
     """
 
     coordinator: str
@@ -33,12 +34,15 @@ class Story:
     expired: bool = False
     decision: Decision | None = None
     branches: Sequence[Branch] = ()
+    event_id: UUID | None = None
+    profile_status: str = ""
+    profile_reason: str = ""
 
     def sentences(self) -> list[str]:
         """The story, told."""
         both = BothSides(self.now, self.decision, self.branches, has_rows=self.request is not None)
         left = () if self.transaction_id is None else both.left()
-        return [*self._beginning(), *self._decided(), *both.sides(), *left]
+        return [*self._beginning(), *self._decided(), *self._asked(), *both.sides(), *left]
 
     def _beginning(self) -> Iterator[str]:
         yield self.subject
@@ -47,6 +51,23 @@ class Story:
         if self.transaction_id is not None and self.began_at is not None:
             name = f"{'It' if self.request is None else 'Its transaction'} is {self.coordinator}/{self.transaction_id}"
             yield f"{name}, begun at {at(self.began_at)} by the initiator's clock."
+
+    def _asked(self) -> Iterator[str]:
+        if self.event_id is None or self.request is None:
+            return
+        yield (
+            f"It was committed here at {at(self.request.created_at)}, without a transaction: its profile comes by"
+            f" itself, in the attempt or event {self.event_id}."
+        )
+        match self.profile_status:
+            case "pending":
+                yield "The profile is on its way: the event waits in the outbox or in a topic, or its answer does."
+            case "rejected":
+                yield f"Profiles has refused it ({self.profile_reason}): a person has to give other facts."
+            case "absent":
+                yield "Profiles has none yet: the first update makes it."
+            case _:
+                yield "Profiles has made it. Nothing is left to do."
 
     def _decided(self) -> Iterator[str]:
         if self.transaction_id is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tandem.kafka.outbox import outbox_table
 from tandem.runtime.migrations import Migrations
 
 SCHEMA = "identity"
@@ -81,3 +82,5 @@ requests = _table(
     sa.Column("invitation_id", sa.Uuid),
     sa.Column("transaction_id", sa.Uuid),
 )
+
+outbox = outbox_table(SCHEMA)

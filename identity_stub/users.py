@@ -19,7 +19,10 @@ from tandem.runtime.records import Columns, arrays, records
 
 _ASKED: Columns = {"email": sa.Text()}
 
+ABSENT = "absent"
 ACTIVE = "active"
+PENDING = "pending"
+REJECTED = "rejected"
 OWNER = "owner"
 MAY_INVITE = (OWNER, "director")
 
@@ -138,35 +141,44 @@ def invitation(connection: Connection, invitation_id: UUID) -> tuple[Invitation,
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def add_user(connection: Connection, user_id: UUID, email: str) -> User:
+def add_user(connection: Connection, user_id: UUID, email: str, profile_status: str = ACTIVE) -> User:
     """A new user. Raises IntegrityError: `users_pkey`, or EMAIL_KEY where the address is taken."""
-    statement = sa.insert(t.users).values(user_id=user_id, email=email).returning(t.users.c.created_at)
-    return User(user_id, email, connection.execute(statement).scalar_one())
+    values = {"user_id": user_id, "email": email, "profile_status": profile_status}
+    created_at = connection.execute(sa.insert(t.users).values(values).returning(t.users.c.created_at)).scalar_one()
+    return User(user_id, email, created_at, profile_status)
 
 
-def add_business(connection: Connection, business_id: UUID, owner: UUID) -> Business:
+def add_business(connection: Connection, business_id: UUID, owner: UUID, profile_status: str = ACTIVE) -> Business:
     """A new business with its owner. Raises IntegrityError: `businesses_pkey`, or where there is no such user."""
     b = t.businesses
-    statement = sa.insert(b).values(business_id=business_id).returning(b.c.created_at)
-    created_at = connection.execute(statement).scalar_one()
+    values = {"business_id": business_id, "profile_status": profile_status}
+    created_at = connection.execute(sa.insert(b).values(values).returning(b.c.created_at)).scalar_one()
     add_member(connection, business_id, owner, OWNER)
-    return Business(business_id, created_at, [Member(owner, OWNER)])
+    return Business(business_id, created_at, [Member(owner, OWNER)], profile_status)
 
 
-def add_owners(connection: Connection, some: Sequence[tuple[UUID, str, UUID]]) -> list[tuple[User, Business]]:
+def add_owners(
+    connection: Connection, some: Sequence[tuple[UUID, str, UUID]], profile_status: str = ACTIVE
+) -> list[tuple[User, Business]]:
     """Many new users, each with a business of its own: (user_id, address, business_id). Raises as the two above do."""
     # In one order, whoever writes: two batches that want the same addresses wait for each other, but in no circle.
     ordered = sorted(some, key=lambda one: one[1].lower())
-    users = [{"user_id": user_id, "email": email} for user_id, email, _ in ordered]
+    status = {"profile_status": profile_status}
+    users = [{"user_id": user_id, "email": email, **status} for user_id, email, _ in ordered]
     created_at = connection.execute(sa.insert(t.users).returning(t.users.c.created_at), users).scalars().all()[0]
-    connection.execute(sa.insert(t.businesses), [{"business_id": business_id} for _, _, business_id in ordered])
+    connection.execute(
+        sa.insert(t.businesses), [{"business_id": business_id, **status} for _, _, business_id in ordered]
+    )
     connection.execute(
         sa.insert(t.members),
         [{"business_id": business_id, "user_id": user_id, "role": OWNER} for user_id, _, business_id in ordered],
     )
     # One local transaction has one time.
     return [
-        (User(user_id, email, created_at), Business(business_id, created_at, [Member(user_id, OWNER)]))
+        (
+            User(user_id, email, created_at, profile_status),
+            Business(business_id, created_at, [Member(user_id, OWNER)], profile_status),
+        )
         for user_id, email, business_id in some
     ]
 
@@ -187,6 +199,22 @@ def add_invitation(
         .returning(i)
     )
     return _invitation(connection.execute(statement).one())
+
+
+def settle(connection: Connection, *, user: User | None, business: Business | None) -> None:
+    """Stores the profile's status and reason of these, where they still have none: nothing that is better is undone."""
+    for table, key, one in (
+        (t.users, t.users.c.user_id, user),
+        (t.businesses, t.businesses.c.business_id, business),
+    ):
+        if one is None:
+            continue
+        name = one.user_id if isinstance(one, User) else one.business_id
+        connection.execute(
+            sa.update(table)
+            .where(key == name, table.c.profile_status == ABSENT)
+            .values(profile_status=one.profile_status, profile_reason=one.profile_reason or None)
+        )
 
 
 def accept(connection: Connection, invitation_id: UUID, user_id: UUID) -> bool:

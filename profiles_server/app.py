@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from apscheduler import events
@@ -19,6 +20,7 @@ from profiles_server.config import Settings
 from profiles_server.profiles import ProfilesResource
 from profiles_server.resolving import Reader
 from profiles_server.servicer import ProfilesServicer
+from tandem.kafka.cli import Graveyard
 from tandem.participant.gauges import ParticipantGauges
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
@@ -39,10 +41,16 @@ from tandem.runtime.readiness import EVERY_S, Readiness
 from tandem.runtime.server import Server
 from tandem.runtime.telemetry import configure_logging, frames, log_uncaught, logger
 
+if TYPE_CHECKING:
+    from profiles_server.messaging import Messaging
+
 log = logger("profiles.app")
 
 MIGRATIONS = (PARTICIPANT_MIGRATIONS, tables.MIGRATIONS)
 MIGRATE = "python -m profiles_server migrate"
+
+Job = tuple[str, Callable[[], object], float]
+"""Name, work, and the interval in s."""
 
 
 class App:
@@ -56,6 +64,7 @@ class App:
             _check(settings, engine)
             registry = CollectorRegistry()
             participant, resolver, sweeper = _participant(settings, engine, registry, stack)
+            messaging = _messaging(settings, participant, registry, stack)
 
             self._server = Server(
                 settings.listen,
@@ -78,20 +87,20 @@ class App:
             if settings.operator_token is not None:
                 token = settings.operator_token.get_secret_value()
                 OperationsServicer(participant, resolver, token).add_to(self._server)
-            ProfilesServicer(Reader(engine, resolver)).add_to(self._server)
+            ProfilesServicer(Reader(engine, resolver), updates_create=settings.updates_create).add_to(self._server)
 
             self._server.start()
             readiness = Readiness(url, "profiles-ready", self._server.serving)
             stack.callback(readiness.close)
             purge = Purge(engine, settings.times, participant.metrics)
-            self._schedule(
-                [
-                    ("sweep", sweeper.run_once, settings.sweep_interval_s),
-                    ("purge", purge.run_once, settings.purge_interval_s),
-                    ("readiness", readiness.run_once, EVERY_S),
-                ],
-                stack,
-            )
+            jobs: list[Job] = [
+                ("sweep", sweeper.run_once, settings.sweep_interval_s),
+                ("purge", purge.run_once, settings.purge_interval_s),
+                ("readiness", readiness.run_once, EVERY_S),
+            ]
+            if messaging is not None:
+                jobs += messaging.jobs
+            self._schedule(jobs, stack)
             stack.callback(self._server.leave)
             self._stack = stack.pop_all()
         log.info("serving", address=self.address, metrics=self.metrics_address, participant=settings.name)
@@ -106,7 +115,7 @@ class App:
         self._stopping.set()
         self._stack.close()
 
-    def _schedule(self, jobs: Sequence[tuple[str, Callable[[], object], float]], stack: ExitStack) -> None:
+    def _schedule(self, jobs: Sequence[Job], stack: ExitStack) -> None:
         """Runs each job (name, work, interval in s) now and then, one of its kind at a time."""
         # Its executor logs an exception with its text; the listener says the same without.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL + 1)
@@ -172,6 +181,19 @@ def purge(settings: Settings) -> int:
 
 
 @contextmanager
+def graveyard(settings: Settings) -> Iterator[Graveyard]:
+    """Where messages are buried that this process could not take up, for an operator's command."""
+    cluster = settings.required_cluster("this command")
+    configure_logging("profiles", level=settings.log_level, json=settings.log_json)
+    try:
+        from profiles_server.messaging import graveyard as opened
+    except ImportError:
+        raise ConfigurationError("this command needs the extra: pip install 'tandem[kafka]'") from None
+    with opened(settings, cluster) as found:
+        yield found
+
+
+@contextmanager
 def opened(settings: Settings) -> Iterator[tuple[Participant, Resolver]]:
     """The participant and what asks coordinators for it, for an operator's command."""
     configure_logging("profiles", level=settings.log_level, json=settings.log_json)
@@ -179,6 +201,20 @@ def opened(settings: Settings) -> Iterator[tuple[Participant, Resolver]]:
         engine = _database(settings, stack)
         _check(settings, engine)
         yield _participant(settings, engine, CollectorRegistry(), stack)[:2]
+
+
+def _messaging(
+    settings: Settings, participant: Participant, registry: CollectorRegistry, stack: ExitStack
+) -> Messaging | None:
+    """What runs with Kafka, where it is configured."""
+    cluster = settings.cluster
+    if cluster is None:
+        return None
+    try:
+        from profiles_server.messaging import Messaging
+    except ImportError:
+        raise ConfigurationError("PROFILES_KAFKA_SERVERS needs the extra: pip install 'tandem[kafka]'") from None
+    return Messaging(settings, cluster, participant, registry, stack)
 
 
 def _database(settings: Settings, stack: ExitStack) -> Engine:

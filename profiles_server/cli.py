@@ -9,6 +9,7 @@ import typer
 
 from profiles_server import app, deleting
 from profiles_server.config import Settings
+from tandem.kafka.cli import dead_letters_cli
 from tandem.participant.cli import transactions_cli
 from tandem.runtime.cli import Actor, Why, operator, plainly, process_cli
 from tandem.runtime.config import load
@@ -20,6 +21,7 @@ cli = process_cli(
     lambda: app.serve(load(Settings)),
 )
 cli.add_typer(transactions_cli("profiles_server", lambda: app.opened(load(Settings))), name="transactions")
+cli.add_typer(dead_letters_cli("profiles_server", lambda: app.graveyard(load(Settings))), name="dead-letters")
 
 
 @cli.command(help="Bring the database to this code's revisions. Can be run again, by several at once.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from tandem.runtime.config import NAME_PATTERN, Address, OperatorToken, OptionalAddress, ProcessSettings, Targets
+from tandem.kafka.config import KafkaSettings
+from tandem.runtime.config import NAME_PATTERN, Address, OperatorToken, OptionalAddress, Targets
 
 
-class Settings(ProcessSettings):
+class Settings(KafkaSettings):
     """The settings of the profiles process."""
 
     model_config = SettingsConfigDict(env_prefix="PROFILES_", extra="ignore", frozen=True)
@@ -26,6 +27,11 @@ class Settings(ProcessSettings):
         {"identity": "127.0.0.1:50052"},
         description="the coordinators that are believed, and where each is asked for its decisions:"
         " name=target,name=target with gRPC targets such as dns:///host:port, or a JSON object",
+    )
+    updates_create: bool = Field(
+        False,
+        description="an update with allow_missing may create what is not there: for the design update-or-create only"
+        " (docs/designs.md); elsewhere every profile comes with its account",
     )
     database_pool: int = Field(
         24,

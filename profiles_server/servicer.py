@@ -38,10 +38,11 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
-    """The gRPC face of what profiles stores."""
+    """The gRPC face of what profiles stores. updates_create: whether an update with allow_missing may create (R8)."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, updates_create: bool = False) -> None:
         self._reader = reader
+        self._updates_create = updates_create
 
     def add_to(self, server: Server) -> None:
         """Adds the service to a server."""
@@ -86,6 +87,7 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
                 request.update_mask.paths,
                 caller_of(context),
                 time_left_s(context),
+                creates=self._creates(request),
             )
         )
         return pb.UpdatePersonResponse(person=changed)
@@ -134,6 +136,7 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
                 request.update_mask.paths,
                 caller_of(context),
                 time_left_s(context),
+                creates=self._creates(request),
             )
         )
         return pb.UpdateBusinessResponse(business=changed)
@@ -153,6 +156,16 @@ class ProfilesServicer(profiles_service_pb2_grpc.ProfilesServiceServicer):
         after = UUID(request.page_token) if request.page_token else None
         ids = reading.ids(self._reader.engine, table, coordinator=request.coordinator, after=after, size=size)
         return ids, ids[-1] if len(ids) == size else ""
+
+    def _creates(self, request: pb.UpdatePersonRequest | pb.UpdateBusinessRequest) -> bool:
+        """Whether this update creates what is not there. Raises REFUSED where no update may."""
+        if request.allow_missing and not self._updates_create:
+            raise TandemError(
+                "updates create nothing here: a profile comes with its account",
+                reason=Reason.REFUSED,
+                metadata={"field": "allow_missing"},
+            )
+        return request.allow_missing
 
 
 def _id(field: str, text: str) -> UUID:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from tandem.kafka.inbox import inbox_table
+from tandem.kafka.outbox import outbox_table
 from tandem.runtime.migrations import Migrations
 
 SCHEMA = "profiles"
@@ -87,3 +89,6 @@ audit_event = sa.Table(
     sa.Column("transaction_id", sa.Uuid),
     schema=SCHEMA,
 )
+
+inbox = inbox_table(SCHEMA)
+outbox = outbox_table(SCHEMA)

@@ -1,6 +1,7 @@
 """How an entity is changed: merged, checked as a whole, written if the version is still the one that was read (R8).
 
 The local transaction is one statement: the entity and its audit event. Nothing is open while the entity is checked.
+Where an update may create (the design update-or-create), one of version 0 makes what is not there: `first_updates`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from profiles_server import reading
+from profiles_server import first_updates, reading
 from profiles_server import tables as t
 from profiles_server.checks import check
 from profiles_server.mapping import Facts, business_facts, person_facts
@@ -44,13 +45,14 @@ class _Kind(Generic[E]):
     read: _Read[E]
     facts: Callable[[E], Facts]
     mask: Mask
+    first_mask: Mask
 
 
 @dataclass(frozen=True, slots=True)
 class Update(Generic[E]):
     """What is to be changed: the fields `paths` of the entity, to those of `new`, whose version was read.
 
-    actor: who asks. timeout_s: until then the caller waits.
+    actor: who asks. timeout_s: until then the caller waits. creates: version 0 makes an entity that is not there.
     """
 
     reader: Reader
@@ -59,6 +61,12 @@ class Update(Generic[E]):
     paths: Sequence[str]
     actor: str
     timeout_s: float
+    creates: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is to make the entity."""
+        return self.creates and self.new.version == 0
 
 
 class _RegistrationHeld(TandemError):
@@ -75,7 +83,12 @@ class _RegistrationHeld(TandemError):
 
 
 _PERSON: _Kind[person_pb2.Person] = _Kind(
-    "person", t.person, Reader.persons, person_facts, Mask(frozenset({"person_id", "version"}), nested="name")
+    "person",
+    t.person,
+    Reader.persons,
+    person_facts,
+    Mask(frozenset({"person_id", "version"}), nested="name"),
+    Mask(frozenset({"person_id", "version"}), nested="name"),
 )
 _BUSINESS: _Kind[business_pb2.Business] = _Kind(
     "business",
@@ -83,6 +96,7 @@ _BUSINESS: _Kind[business_pb2.Business] = _Kind(
     Reader.businesses,
     business_facts,
     Mask(frozenset({"business_id", "people", "version"}), nested="industry"),
+    Mask(frozenset({"business_id", "version"}), nested="industry"),
 )
 
 
@@ -90,7 +104,7 @@ def update_person(update: Update[person_pb2.Person]) -> person_pb2.Person:
     """The person after its fields `paths` were set to those of `new`, whose version is the one that was read.
 
     Raises InvalidRequest, or NOT_FOUND, VERSION_MISMATCH (metadata: current_version), HELD or IN_DOUBT where it is
-    only prepared (R10).
+    only prepared (R10). With `creates`, version 0 stands for one that is not there: it is made, version 1.
     """
     return _update(_PERSON, update)
 
@@ -102,11 +116,13 @@ def update_business(update: Update[business_pb2.Business]) -> business_pb2.Busin
 
 def _update(kind: _Kind[E], update: Update[E]) -> E:
     new, paths = update.new, update.paths
-    wrong = kind.mask.wrong(new, paths)
-    if new.version < 1:
+    wrong = (kind.first_mask if update.is_first else kind.mask).wrong(new, paths)
+    if new.version < (0 if update.creates else 1):
         wrong.append(Violation(f"{kind.name}.version", "must be the version that was read, at least 1"))
     if wrong:
         raise InvalidRequest(wrong)
+    if update.is_first:
+        return _create(kind, update)
     current = _current(kind, update)
     changed = merged(current, new, paths)
     people: list[business_pb2.BusinessRole] = []
@@ -134,17 +150,74 @@ def _update(kind: _Kind[E], update: Update[E]) -> E:
     return changed
 
 
+def _create(kind: _Kind[E], update: Update[E]) -> E:
+    """The entity as the first update makes it. Of two at the same time one wins; the other is told VERSION_MISMATCH."""
+    empty = type(update.new)()
+    (id_field,) = (column.name for column in kind.table.primary_key.columns)
+    setattr(empty, id_field, str(update.id))
+    made = merged(empty, update.new, update.paths)
+    try:
+        check(made)
+    except InvalidRequest as error:
+        raise error.below(kind.name) from None
+    _absent(kind, update)
+    answer = _insert(kind, update, made)
+    if isinstance(answer, _RegistrationHeld) and _gone(update, answer.holder):
+        answer = _insert(kind, update, made)
+    if answer is not None:
+        # What stands in the way may be the entity itself: another update has made it meanwhile.
+        _absent(kind, update)
+        raise answer
+    made.version = 1
+    return made
+
+
+def _insert(kind: _Kind[E], update: Update[E], made: E) -> TandemError | None:
+    """None where it was made, or what stands in the way."""
+    facts = kind.facts(made)
+    people = made.people if isinstance(made, business_pb2.Business) else ()
+    (answer,) = redo([None], lambda _: [_inserted(kind, update, made, facts, people)])
+    return answer
+
+
+def _inserted(
+    kind: _Kind[E], update: Update[E], made: E, facts: Facts, people: Sequence[business_pb2.BusinessRole]
+) -> TandemError | None:
+    try:
+        with local_transaction(update.reader.engine) as connection:
+            if first_updates.insert(connection, kind.table, update.id, facts, people, actor=update.actor):
+                return None
+    except sa.exc.IntegrityError as error:
+        if sqlstate(error) == UNIQUE_VIOLATION and constraint(error) == t.REGISTRATION_KEY:
+            assert isinstance(made, business_pb2.Business)
+            return _taken(update.reader.engine, made)
+        raise
+    return TandemError(f"this {kind.name} is being made: ask again", reason=Reason.IN_PROGRESS, retry_after_s=0.1)
+
+
+def _absent(kind: _Kind[E], update: Update[E]) -> None:
+    """Raises VERSION_MISMATCH where the entity is there, and HELD or IN_DOUBT where it is only prepared (R10)."""
+    if _found(kind, update) is not None:
+        raise AssertionError("an entity has version 1 at least")
+
+
 def _current(kind: _Kind[E], update: Update[E]) -> E:
     """The active entity. Raises NOT_FOUND or VERSION_MISMATCH, and HELD or IN_DOUBT where it is only prepared (R10)."""
+    current = _found(kind, update)
+    if current is None:
+        raise TandemError(f"there is no such {kind.name}", reason=Reason.NOT_FOUND)
+    return current
+
+
+def _found(kind: _Kind[E], update: Update[E]) -> E | None:
+    """The active entity in the version that was read; None where there is none. Raises as `_current` does."""
     found, id_ = kind.read(update.reader, [update.id], timeout_s=update.timeout_s), update.id
     if id_ in found.in_doubt:
         raise found.in_doubt[id_]
     if id_ in found.undecided:
         raise TandemError(f"the {kind.name} is just being created: ask again", reason=Reason.HELD, retry_after_s=1.0)
     current = found.active.get(id_)
-    if current is None:
-        raise TandemError(f"there is no such {kind.name}", reason=Reason.NOT_FOUND)
-    if current.version != update.new.version:
+    if current is not None and current.version != update.new.version:
         raise TandemError(
             f"the {kind.name} was changed meanwhile: read it again",
             reason=Reason.VERSION_MISMATCH,

@@ -27,8 +27,13 @@ def metrics() -> dict[str, list[Metric]]:
     """Table → its metrics, as the library registers them; no database is asked."""
     from prometheus_client import CollectorRegistry
 
+    from identity_stub.gauges import AccountGauges
+    from identity_stub.settling import SettlingMetrics
     from tandem.coordinator.gauges import CoordinatorGauges
     from tandem.coordinator.metrics import CoordinatorMetrics
+    from tandem.kafka.gauges import OutboxGauges
+    from tandem.kafka.metrics import KafkaMetrics
+    from tandem.kafka.outbox import outbox_table
     from tandem.participant.gauges import ParticipantGauges
     from tandem.participant.metrics import ParticipantMetrics
     from tandem.runtime.database import create_engine
@@ -36,7 +41,7 @@ def metrics() -> dict[str, list[Metric]]:
     from tandem.runtime.rpc_metrics import ServerCalls
     from tandem.runtime.server import count_pending
 
-    everywhere, participant, coordinator = (CollectorRegistry() for _ in range(3))
+    everywhere, participant, coordinator, kafka, accounts = (CollectorRegistry() for _ in range(5))
     nowhere = create_engine("postgresql://")
     build_info("any", everywhere)
     ServerCalls(everywhere)
@@ -45,7 +50,17 @@ def metrics() -> dict[str, list[Metric]]:
     participant.register(ParticipantGauges(nowhere, ()))
     CoordinatorMetrics(coordinator)
     coordinator.register(CoordinatorGauges(nowhere, name="any", participants=()))
-    registries = {"everywhere": everywhere, "participant": participant, "coordinator": coordinator}
+    KafkaMetrics(kafka)
+    kafka.register(OutboxGauges(nowhere, outbox_table("any")))
+    SettlingMetrics(accounts)
+    accounts.register(AccountGauges(nowhere))
+    registries = {
+        "everywhere": everywhere,
+        "participant": participant,
+        "coordinator": coordinator,
+        "kafka": kafka,
+        "accounts": accounts,
+    }
     return {name: _registered(registry) for name, registry in registries.items()}
 
 

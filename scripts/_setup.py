@@ -25,7 +25,7 @@ STAMP = VENV / "tandem-setup.stamp"
 INCOMPLETE = VENV / "tandem-setup.incomplete"
 LOG = VENV / "tandem-setup.log"
 CONSTRAINTS = "constraints.txt"
-EXTRAS = "embedded,processes,console,tracing,dev"
+EXTRAS = "embedded,processes,console,tracing,kafka,dev"
 LOG_LINES_SHOWN = 20
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from lab.broker import Broker
 from tandem.runtime.postgres import EmbeddedPostgres
 from tests.support.pooler import Pooler
 
@@ -56,6 +57,25 @@ def postgres() -> Iterator[EmbeddedPostgres]:
             yield server
         finally:
             server.close()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """One broker for the worker, or the one that KAFKA_BOOTSTRAP_SERVERS names; each test has topics of its own."""
+    with tempfile.TemporaryDirectory(prefix="tandem-kafka-") as folder:
+        started = Broker(Path(folder)).start()
+        yield started
+        started.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """One that a test may stop and kill."""
+    started = Broker(tmp_path / "broker")
+    if not started.is_ours:
+        pytest.skip("KAFKA_BOOTSTRAP_SERVERS names a broker that is not ours to stop")
+    yield started.start()
+    started.stop()
 
 
 _numbers = itertools.count(1)

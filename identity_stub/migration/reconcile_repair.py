@@ -112,7 +112,7 @@ class Repair:
         while left:
             names = list(left)
 
-            def rows(connection: Connection, accepted: Sequence[tuple[int, UUID]]) -> list[None]:
+            def rows(connection: Connection, accepted: Sequence[tuple[int, UUID | None]]) -> list[None]:
                 own_rows(connection, [names[place] for place, _ in accepted])  # noqa: B023  # called within the turn
                 return [None] * len(accepted)
 

@@ -16,15 +16,18 @@ from tandem.runtime.errors import Reason, TandemError
 
 T = TypeVar("T")
 
-OwnRows = Callable[[Connection, UUID], T]
-"""Writes identity's rows on the connection; the UUID names the attempt. It may raise to give up."""
+OwnRows = Callable[[Connection, UUID | None], T]
+"""Writes identity's rows on the connection; the UUID names the attempt, for profiles too, where it has a name. It may
+raise to give up."""
 
-OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID]]], Sequence[T]]
+OwnRowsOfMany = Callable[[Connection, Sequence[tuple[int, UUID | None]]], Sequence[T]]
 """The same for many at once: (place among what was asked for, name of the attempt) of each; a result for each."""
 
 
 class Provisioning(Protocol):
-    """One design."""
+    """One design. profile_status: what the accounts that are made begin with, as `users.User` has it."""
+
+    profile_status: str
 
     def create(self, profile: Mapping[str, Message], own_rows: OwnRows[T]) -> T:
         """Makes the profile's entities and identity's own rows; what `own_rows` returned.

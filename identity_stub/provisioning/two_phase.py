@@ -9,6 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from identity_stub.provisioning import OwnRows, OwnRowsOfMany, ProfileExists
+from identity_stub.users import ACTIVE
 from tandem.coordinator.driver import Confirm, Coordinator
 from tandem.coordinator.errors import Refused, Unavailable
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
@@ -24,6 +25,8 @@ class TwoPhase:
     participant: the name that profiles has in the coordinator's configuration. confirm: "wait" answers when the profile
     is visible; "background" when it is decided, and a reader that is faster brings it about itself (R10).
     """
+
+    profile_status = ACTIVE
 
     def __init__(self, coordinator: Coordinator, *, participant: str = "profiles", confirm: Confirm = "wait") -> None:
         self._coordinator = coordinator

@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 import identity_stub.app
 from identity_stub.cli import cli
 from identity_stub.provisioning import OwnRows, ProfileExists
+from identity_stub.users import ACTIVE
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.handle import packed
 from tandem.coordinator.participants import Preparing
@@ -29,6 +30,8 @@ CALL_S = 2.0
 
 class DualWrite:
     """Creates the profile, which is at once active, and then the user."""
+
+    profile_status = ACTIVE
 
     def __init__(self, coordinator: Coordinator, *, participant: str = "profiles", confirm: str = "wait") -> None:
         self._coordinator = coordinator

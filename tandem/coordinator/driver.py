@@ -33,7 +33,7 @@ from tandem.coordinator.handle import Batch, Branches, Transaction, packed
 from tandem.coordinator.local import LocalBlock
 from tandem.coordinator.local import using as local_using
 from tandem.coordinator.metrics import CoordinatorMetrics
-from tandem.coordinator.participants import MAX_BATCH_BYTES, Participants, Preparing
+from tandem.coordinator.participants import MAX_BATCH_BYTES, Commits, Participants, Preparing
 from tandem.coordinator.transaction import Decided, Outcome, Phase, Standing, Vote, tally
 from tandem.runtime.batches import DATABASE_ERRORS
 from tandem.runtime.database import Limits, bound_waits, explained
@@ -67,6 +67,7 @@ class Coordinator:
     engine: the initiator's database, where the decision log lies (`python -m coordinator migrate` makes it).
     name: the coordinator's configured name, never reused for another log.
     participants: name → gRPC target. times: see `Times`. registry: where its metrics go.
+    commits: what brings participants the decision committed, if not Commit by RPC; "acknowledged" is then its word.
     Thread-safe; one a process.
     """
 
@@ -79,6 +80,7 @@ class Coordinator:
         times: Times | None = None,
         registry: CollectorRegistry | None = None,
         log_engine: Engine | None = None,
+        commits: Commits | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -86,7 +88,7 @@ class Coordinator:
         self.metrics = CoordinatorMetrics(registry or CollectorRegistry())
         self.log = DecisionLog(log_engine or engine, self.times)
         bound_waits(self.log.engine)  # the block's own Engine is looked at with the block
-        self.participants = Participants(participants, calls=self.metrics.calls)
+        self.participants = Participants(participants, calls=self.metrics.calls, commits=commits)
         self._marks = Marks(self.log, self.metrics)
         self._delivery = Delivery(self.log, self.participants, self.metrics, self._marks)
         self._confirmer = Confirmer(self._delivery, self.metrics)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 import grpc
@@ -127,11 +127,27 @@ REPEATED_HERE = tuple(
 """Repeats are ours: a channel's own would keep others waiting that go in the same message."""
 
 
-class Participants:
-    """The participants that a coordinator knows: name → gRPC target. calls: where what is asked of them is counted."""
+class Commits(Protocol):
+    """Another way for the decision committed to get to the participants than Commit by RPC: a queue that keeps it."""
 
-    def __init__(self, targets: Mapping[str, str], *, calls: ClientCalls | None = None) -> None:
+    def commit(
+        self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
+    ) -> dict[str, list[Ended]]:
+        """None for each that is durable on its way; an error where a repeat is needed. until: on time.monotonic()."""
+        ...
+
+
+class Participants:
+    """The participants that a coordinator knows: name → gRPC target. calls: where what is asked of them is counted.
+
+    commits: what brings them the decision committed; None: Commit by RPC.
+    """
+
+    def __init__(
+        self, targets: Mapping[str, str], *, calls: ClientCalls | None = None, commits: Commits | None = None
+    ) -> None:
         self._calls = calls
+        self._commits = commits
         self.names = frozenset(targets)
         self._channels = {name: open_channel(target, once=REPEATED_HERE) for name, target in targets.items()}
         self._stubs = {
@@ -150,6 +166,8 @@ class Participants:
         self, asked: Mapping[str, Sequence[TransactionKey]], *, by: transaction_pb2.ResolvedBy.ValueType, until: float
     ) -> dict[str, list[Ended]]:
         """Brings the decision committed: None for each that has acknowledged."""
+        if self._commits is not None:
+            return self._commits.commit(asked, by=by, until=until)
         requests = {
             name: [pb.CommitRequest(key=key_to(key), resolved_by=by) for key in keys] for name, keys in asked.items()
         }

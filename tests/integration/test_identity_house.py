@@ -97,6 +97,13 @@ class Home:
             found: UUID = connection.execute(statement, {"id": request_id}).scalar_one()
             return found
 
+    def transaction_of_user(self, user_id: str) -> UUID:
+        """The transaction, or a saga's event, that made the user."""
+        with self.identity.connect() as connection:
+            statement = sa.text("SELECT transaction_id FROM identity.requests WHERE user_id = :id")
+            found: UUID = connection.execute(statement, {"id": user_id}).scalar_one()
+            return found
+
     def marked(self, transaction_id: UUID | None = None) -> None:
         """Waits until acknowledgements are in the log, of this transaction or of all: they are written by and by."""
         those = "undelivered <> '{}' AND transaction_id = coalesce(:id, transaction_id)"
@@ -175,7 +182,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
     )
     resolver = Resolver(participant, {"identity": server.address})
     ParticipantServicer(participant, resolver).add_to(profiles_server)
-    ProfilesServicer(Reader(profiles, resolver)).add_to(profiles_server)
+    ProfilesServicer(Reader(profiles, resolver), updates_create=True).add_to(profiles_server)
     profiles_server.start()
     coordinator = Coordinator(identity, name="identity", participants={"profiles": profiles_server.address})
     CoordinatorServicer(coordinator, DecisionLog(resolving, times)).add_to(server)

@@ -219,7 +219,7 @@ def test_they_refuse_a_database_that_is_not_migrated(house: Home, new_database: 
         pass
     env = {"IDENTITY_DATABASE_URL": empty}
     for _ in range(2):
-        assert "identity_stub is at revision i002" in command(identity_stub.cli.cli, env, "migrate").output
+        assert "identity_stub is at revision i003" in command(identity_stub.cli.cli, env, "migrate").output
     with identity(house, database_url=empty):
         pass
     engine.dispose()

@@ -345,6 +345,8 @@ def test_confirm_in_the_background(house: Home) -> None:
 class Losing:
     """A provisioning whose answers get lost: what it makes is made, and then it raises."""
 
+    profile_status = "active"
+
     def __init__(self, inner: TwoPhase, error: TandemError, *, makes: bool = True) -> None:
         self._inner = inner
         self._error = error

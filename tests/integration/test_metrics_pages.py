@@ -22,6 +22,7 @@ import identity_stub.app
 import profiles_server.app
 from coordinator.config import Settings as CoordinatorSettings
 from identity_stub.config import Settings as IdentitySettings
+from lab.broker import Broker
 from lab.processes import free_port
 from profiles_server.config import Settings as ProfilesSettings
 from tandem.coordinator.driver import Coordinator
@@ -59,8 +60,16 @@ class Houseful:
         identity_stub.app.migrate(load(IdentitySettings, **theirs))
         self.coordinator = self._kept(coordinator.app.App(load(CoordinatorSettings, listen=asks, **theirs)))
         listening: dict[str, Any] = {"listen": "127.0.0.1:0", **theirs}
+        self._identity = listening
         self.identity = self._kept(identity_stub.app.App(load(IdentitySettings, **listening)))
         self.serving = self._kept(identity_stub.app.App(load(IdentitySettings, serve_coordinator=True, **listening)))
+
+    def with_kafka(self, broker: Broker) -> None:
+        """A replica of each of two that talks to a broker, and somebody who signs up by a saga."""
+        told = {"kafka_servers": broker.servers, "kafka_prefix": fresh("pages"), "kafka_partitions": 1}
+        self.consuming = self._kept(profiles_server.app.App(load(ProfilesSettings, **self._profiles, **told)))
+        theirs = {**self._identity, **told, "provisioning": "saga"}
+        self.asking = self._kept(identity_stub.app.App(load(IdentitySettings, **theirs)))
 
     def another_profiles(self) -> profiles_server.app.App:
         """A replica over the same database."""
@@ -74,7 +83,8 @@ class Houseful:
     def pages(self) -> dict[str, Page]:
         """Each process's page as it is now."""
         apps = {"profiles": self.profiles, "coordinator": self.coordinator, "identity": self.identity}
-        return {name: page(app) for name, app in {**apps, "serving": self.serving}.items()}
+        apps |= {"serving": self.serving, "consuming": self.consuming, "asking": self.asking}
+        return {name: page(app) for name, app in apps.items()}
 
 
 def text(app: Any) -> str:
@@ -93,8 +103,8 @@ def value(app: Any, name: str, **labels: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def houseful(new_database: Callable[[str], str]) -> Iterator[Houseful]:
-    """Somebody has signed up, somebody was refused, and a transaction was left in doubt."""
+def houseful(new_database: Callable[[str], str], broker: Broker) -> Iterator[Houseful]:
+    """Somebody has signed up, somebody was refused, a transaction was left in doubt, and a profile came by Kafka."""
     with ExitStack() as stack:
         made = Houseful(new_database, stack)
         for app in (made.identity, made.serving):
@@ -106,6 +116,12 @@ def houseful(new_database: Callable[[str], str]) -> Iterator[Houseful]:
                 with pytest.raises(grpc.RpcError):
                     stub.SignUp(request, timeout=20)
         eventually(lambda: not value(made.coordinator, "tandem_undelivered_decisions"))
+        made.with_kafka(broker)
+        with grpc.insecure_channel(made.asking.address) as channel:
+            identity_service_pb2_grpc.IdentityServiceStub(channel).SignUp(sign_up(request_id=fresh()), timeout=20)
+        for app in (made.asking, made.consuming):
+            eventually(lambda app=app: value(app, "tandem_kafka_consumed_total", outcome="done"))
+            eventually(lambda app=app: value(app, "tandem_kafka_consumer_last_success_timestamp_seconds"))
         yield made
 
 
@@ -137,10 +153,13 @@ def test_the_pages_have_what_is_documented(
 ) -> None:
     """Each process has the metrics of its tables and no others; types and labels are those of the tables."""
     everywhere, participant, coordinating = (set(documented[n]) for n in ("everywhere", "participant", "coordinator"))
+    kafka, accounts = set(documented["kafka"]), set(documented["accounts"])
     pages = houseful.pages
     assert ours(pages["profiles"]) == everywhere | participant
     assert ours(pages["coordinator"]) == ours(pages["serving"]) == everywhere | coordinating
     assert ours(pages["identity"]) == (everywhere | coordinating) - FROM_THE_LOG
+    assert ours(pages["consuming"]) == everywhere | participant | kafka
+    assert ours(pages["asking"]) == (everywhere | coordinating | kafka | accounts) - FROM_THE_LOG
     tables = {name: told for table in documented.values() for name, told in table.items()}
     with_samples = set()
     for made in pages.values():
@@ -152,6 +171,7 @@ def test_the_pages_have_what_is_documented(
                 own = {"le"} if sample.name.endswith("_bucket") else set()
                 assert set(sample.labels) == labels | own, sample
     unused = {"tandem_sweep_errors", "tandem_recovery_errors", "tandem_resolves"}
+    unused |= {"tandem_kafka_publish_errors", "tandem_kafka_dead_letters"}
     assert with_samples >= set(tables) - unused, "nothing failed, and nobody asked what was decided"
 
 
@@ -159,7 +179,7 @@ def test_nobody_is_on_a_page(houseful: Houseful) -> None:
     """Names, addresses and ids of those who signed up, or tried to, are on no page."""
     assert value(houseful.profiles, "tandem_votes_total", vote="yes") == 2
     assert value(houseful.profiles, "grpc_server_handled_total", grpc_code="OK") > 2
-    for app in (houseful.profiles, houseful.coordinator, houseful.identity, houseful.serving):
+    for app in (houseful.profiles, houseful.coordinator, houseful.identity, houseful.serving, houseful.asking):
         shown = text(app)
         assert CANARY.lower() not in shown.lower()
         assert "@" not in shown
@@ -275,6 +295,8 @@ NAMES = {
     "TandemDeliveriesParked": "warning", "TandemTransactionsParked": "warning", "TandemContradiction": "page",
     "TandemHeuristicOutcome": "warning", "TandemCoordinatorUnreachable": "warning", "TandemErrorRatio": "warning",
     "TandemLatencyHigh": "warning", "TandemGaugesMissing": "warning", "TandemProcessDown": "page",
+    "TandemOutboxStuck": "warning", "TandemConsumerBehind": "warning", "TandemConsumerNotSucceeding": "page",
+    "TandemDeadLetters": "page", "TandemProfilesPending": "warning",
 }  # fmt: skip
 
 

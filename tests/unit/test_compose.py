@@ -248,3 +248,26 @@ def test_the_image_holds_what_it_runs() -> None:
     entry = re.search(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)
     assert entry is not None
     assert json.loads(entry[1]) == ["python", "-m"]
+
+
+def test_the_broker_keeps_what_it_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real broker, only where it is asked for; its data is on a volume, on the disk before it is acknowledged, and
+    clients find it under the name that the page tells them."""
+    broker = SERVICES["kafka"]
+    assert broker["profiles"] == ["kafka"]
+    assert re.fullmatch(r"apache/kafka:\d+\.\d+\.\d+", broker["image"])
+    environment = broker["environment"]
+    (volume,) = broker["volumes"]
+    name, _, folder = volume.partition(":")
+    assert name in COMPOSE["volumes"]
+    assert environment["KAFKA_LOG_DIRS"] == folder
+    assert environment["KAFKA_LOG_FLUSH_INTERVAL_MESSAGES"] == "1"
+    assert "ports" not in broker
+    advertised = environment["KAFKA_ADVERTISED_LISTENERS"].removeprefix("PLAINTEXT://")
+    page = (ROOT / "docs" / "kafka.md").read_text()
+    told = set(re.findall(r"TANDEM_KAFKA=(\S+) ", page))
+    assert told == {advertised}
+    for design in ("saga", "hybrid"):
+        assert f"TANDEM_PROVISIONING={design} TANDEM_KAFKA={advertised}" in page
+    for name in ("profiles", "identity"):
+        assert settings_of(SERVING[name], monkeypatch).cluster is None  # type: ignore[attr-defined]

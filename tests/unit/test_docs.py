@@ -189,6 +189,21 @@ def test_every_failpoint_is_listed() -> None:
     assert there == set(re.findall(r"`((?:driver|participant|sweeper|coordinator|recovery)\.[a-z_]+)`", CONFIGURATION))
 
 
+def test_every_crash_of_a_relay_or_consumer_is_listed() -> None:
+    """docs/kafka.md has each failpoint of them, and its table no other."""
+    of_kafka = re.compile(r"\b((?:relay|consumer|creating|settling|saga)\.[a-z_]+)\b")
+    there = {
+        name
+        for folder in ("tandem/kafka", "identity_stub", "profiles_server")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "failpoint(" in line
+        for name in of_kafka.findall(line)
+    }
+    assert there
+    assert there == set(re.findall(rf"`{of_kafka.pattern}`", (ROOT / "docs" / "kafka.md").read_text()))
+
+
 def test_the_times_are_the_defaults() -> None:
     """docs/protocol.md gives the defaults, in their order."""
     times = Times()

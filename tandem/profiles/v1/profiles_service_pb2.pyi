@@ -161,7 +161,7 @@ class UpdatePersonRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
     """With version 0: where there is no such person, make it of the fields of the mask. An existing one has another
-    version, so the update is refused then.
+    version, so the update is refused then. REFUSED where profiles is not configured to make anything by updates.
     """
     @_builtins.property
     def person(self) -> _person_pb2.Person:
@@ -352,7 +352,7 @@ class UpdateBusinessRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
     """With version 0: where there is no such business, make it of the fields of the mask. An existing one has another
-    version, so the update is refused then.
+    version, so the update is refused then. REFUSED where profiles is not configured to make anything by updates.
     """
     @_builtins.property
     def business(self) -> _business_pb2.Business:
@@ -363,7 +363,9 @@ class UpdateBusinessRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change: top-level fields or fields of `industry`; not business_id, people or version."""
+        """The fields to change: top-level fields or fields of `industry`; not business_id or version, and people only where
+        this update makes the business.
+        """
 
     def __init__(
         self,

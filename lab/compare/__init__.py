@@ -1,0 +1,1 @@
+"""Compares the designs of docs/designs.md: same load, same faults, real processes. Entrance: `scripts/compare`."""

@@ -1,0 +1,56 @@
+"""What tests with a broker stand on: clusters with topics of their own, and what is asked of consumers and relays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from prometheus_client import CollectorRegistry
+
+from lab.broker import Broker
+from tandem.kafka.config import Cluster
+from tandem.kafka.consumer import Consumer
+from tandem.kafka.handling import Handler
+from tandem.kafka.metrics import KafkaMetrics
+from tandem.kafka.publisher import Publisher
+from tests.support.rules import eventually
+
+
+@dataclass
+class Line:
+    """One cluster's publisher and consumers, with topics that nobody else uses."""
+
+    cluster: Cluster
+    stack: ExitStack
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.metrics = KafkaMetrics(self.registry)
+        self.publisher = Publisher(self.cluster, self.metrics, name="tests")
+        self.stack.callback(self.publisher.close)
+
+    def consumer(self, topic: str, handle: Handler, *, group: str = "tests", batch: int = 500) -> Consumer:
+        """A consumer of `topic`."""
+        made = Consumer(
+            self.cluster, topic, handle, group=group, publisher=self.publisher, metrics=self.metrics, batch=batch
+        )
+        self.stack.callback(made.close)
+        return made
+
+    def value(self, name: str, **labels: str) -> float:
+        """A metric; 0 where it is not there."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextmanager
+def line(broker: Broker, *, partitions: int = 3) -> Iterator[Line]:
+    """A line of its own."""
+    with ExitStack() as stack:
+        yield Line(Cluster(broker.servers, prefix=f"t{uuid4().hex[:10]}", partitions=partitions), stack)
+
+
+def run_until(consumer: Consumer, done: Callable[[], object], within_s: float = 20.0) -> None:
+    """Runs it until that is true."""
+    eventually(lambda: done() or (consumer.run_once(0.1), done())[1], within_s)
