@@ -43,7 +43,8 @@ class Row:
     """What one scenario has told of one design. Times in ms; None where there is nothing to tell.
 
     away: from when to when somebody was away, in s after the load began. points: (due in s, time in ms, whether it was
-    acknowledged) of each signup, for the plots.
+    acknowledged) of each signup, for the plots. refused: of those that were due while somebody was away, or of all.
+    after_fault, after_quiet: (accounts without a profile, profiles without an account), more than before.
     """
 
     design: str
@@ -250,7 +251,7 @@ def _loaded(
     row.after_quiet, row.rejected_later = _pair(now), now.rejected
     if at_once is not None:
         row.after_fault, row.away = _pair(at_once - before), away
-        row.refused = sum(not one.ok and away[0] <= one.done_s and one.due_s <= away[1] for one in told.signed)
+        row.refused = sum(not one.ok and away[0] <= one.due_s <= away[1] for one in told.signed)
     return row
 
 
