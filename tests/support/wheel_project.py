@@ -28,6 +28,9 @@ from tandem.runtime.times import Times
 NOT_HERE = ("cli", "env")
 """What needs the extra `processes`, and what only Alembic runs."""
 
+KAFKA = "tandem.kafka"
+"""Its modules may need the extra `kafka`, and nothing else."""
+
 
 def main() -> None:
     """Imports everything, then runs one transaction."""
@@ -35,7 +38,11 @@ def main() -> None:
     assert protos.MINE
     for module in pkgutil.walk_packages(tandem.__path__, "tandem."):
         if module.name.rpartition(".")[2] not in NOT_HERE:
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                assert module.name.startswith(KAFKA), module.name
+                assert (error.name or "").startswith("confluent_kafka"), error.name
 
     engine = create_engine(sys.argv[1])
     for migrations in (LOG, MIGRATIONS):
