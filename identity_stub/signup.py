@@ -138,15 +138,12 @@ class SignUps:
         user_id = ids.user_id(request.caller, request.request_id)
 
         def check(connection: Connection) -> _Plan:
-            found = users.invitation(connection, invitation_id)
-            if found is None:
-                raise _not_found("invitation_id", "invitation")
-            invitation, expired = found
-            if invitation.accepted_by is not None:
-                raise _closed("accepted")
-            if expired:
-                raise _closed("expired")
-            _refuse_taken(connection, invitation.email)
+            invitation = _open_invitation(connection, invitation_id)
+            try:
+                _refuse_taken(connection, invitation.email)
+            except TandemError:
+                _open_invitation(connection, invitation_id)  # who has the address has perhaps just accepted this one
+                raise
             unmigrated = _unmigrated(connection, invitation.business_id)
 
             def own_rows(connection: Connection) -> Made:
@@ -299,6 +296,18 @@ def _not_found(field: str, what: str) -> TandemError:
 def _closed(why: str) -> TandemError:
     return TandemError(f"the invitation has {why}" if why == "expired" else f"the invitation has been {why}",
                        reason=Reason.REFUSED, metadata={"field": "invitation_id", "why": why})  # fmt: skip
+
+
+def _open_invitation(connection: Connection, invitation_id: UUID) -> users.Invitation:
+    found = users.invitation(connection, invitation_id)
+    if found is None:
+        raise _not_found("invitation_id", "invitation")
+    invitation, expired = found
+    if invitation.accepted_by is not None:
+        raise _closed("accepted")
+    if expired:
+        raise _closed("expired")
+    return invitation
 
 
 def _refuse_taken(connection: Connection, email: str) -> None:
