@@ -144,7 +144,7 @@ class SignUps:
             except TandemError:
                 _open_invitation(connection, invitation_id)  # who has the address has perhaps just accepted this one
                 raise
-            unmigrated = _unmigrated(connection, invitation.business_id)
+            unmigrated = _unmigrated(connection, invitation.business_id, self._status)
 
             def own_rows(connection: Connection) -> Made:
                 user = users.add_user(connection, user_id, invitation.email, self._status)
@@ -315,10 +315,13 @@ def _refuse_taken(connection: Connection, email: str) -> None:
         raise _exists("email")
 
 
-def _unmigrated(connection: Connection, business_id: UUID) -> Mapping[str, Message]:
-    """What a business from before there were profiles needs before it can have a role there: its own profile."""
+def _unmigrated(connection: Connection, business_id: UUID, first_status: str) -> Mapping[str, Message]:
+    """What a business from before there were profiles needs before it can have a role there: its own profile.
+
+    first_status: with which this design's accounts begin; such a one's profile comes by itself, or by an update.
+    """
     business = users.business(connection, business_id)
-    if business is None or business.profile_status == users.ACTIVE:
+    if business is None or business.profile_status in (users.ACTIVE, first_status):
         return {}
     try:
         return {"business": facts.of_old_columns(connection, business)}

@@ -12,16 +12,14 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import psycopg2
-import pytest
 from sqlalchemy.engine import make_url
 
 from tandem.runtime.postgres import EmbeddedPostgres
 from tests.support.pooler import BINARY, MIN_POOL, Pooler
-from tests.support.required import is_required, needs
+from tests.support.required import SLOW, needs
 from tests.support.rules import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = bool(os.environ.get("TANDEM_FULL"))
 BEHIND = ("tests/test_protocol_decision.py", "tests/test_protocol_rules.py", "tests/integration")
 NOT_BEHIND = [f"tests/integration/test_{name}.py" for name in ("embedded_postgres", "console", "console_browser")]
 """Tests of the server, not of what uses it; and of pages."""
@@ -63,7 +61,7 @@ def test_one_client_meets_several_sessions(postgres: EmbeddedPostgres) -> None:
         eventually(lambda: pooler.transactions > before)
 
 
-@pytest.mark.skipif(not (FULL or is_required("pooler")), reason="takes two minutes: CI and --full run it")
+@SLOW
 def test_the_protocol_behind_a_pooler(tmp_path: Path) -> None:
     """Transaction mode: every local transaction may get another server session, and none keeps anything."""
     done = subprocess.run(

@@ -16,6 +16,7 @@ import pytest
 from lab.torture.faults import Family
 from lab.torture.house import TTL_S
 from lab.torture.plan import LONGEST_PAUSE_S
+from tests.support.required import SLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = bool(os.environ.get("TANDEM_FULL"))
@@ -96,6 +97,7 @@ def test_torture(folder: Path) -> None:
     assert int(cells(said, "starts of identity, confirming in the background")[0].split()[1]) > 0, said
 
 
+@SLOW
 @pytest.mark.parametrize("control", ["dual-write", "sweep-by-age"])
 def test_the_control_groups_leave_orphans(control: str, folder: Path) -> None:
     """The naive code under the same faults: the judge finds what is on one side only, and says so with its history."""

@@ -98,5 +98,6 @@ def test_creates_are_sent_once(code: grpc.StatusCode) -> None:
                 identity._channel.unary_unary(f"/{service.full_name}/{method}")(b"", timeout=10)
     server.stop(0)
     creating = {"SignUp", "BatchSignUp", "CreateUser", "CreateBusiness", "InviteUser", "AcceptInvitation"}
-    assert {method for method, count in calls.items() if count == 1} == creating
-    assert min(count for method, count in calls.items() if method not in creating) > 1
+    writing = creating | {"UpdateBusiness"}  # a repeat of an update that was made has the wrong version
+    assert {method for method, count in calls.items() if count == 1} == writing
+    assert min(count for method, count in calls.items() if method not in writing) > 1

@@ -44,7 +44,9 @@ class Counting(IdentityServicer):
     """Counts what it is called with. answers: that this many batches get, before those after them are turned away."""
 
     def __init__(self, house: Home, *, answers: int | None = None) -> None:
-        super().__init__(house.identity, SignUps(house.identity, TwoPhase(house.coordinator)))
+        provisioning = TwoPhase(house.coordinator)
+        facts = Facts(house.identity, provisioning, house.profiles_server.address)
+        super().__init__(house.identity, SignUps(house.identity, provisioning), facts)
         self.batches: list[int] = []
         self.singles = 0
         self._answers = answers

@@ -108,18 +108,20 @@ class Member:
         with self.engine.connect() as connection:
             return connection.execute(sa.select(t).where(t.c.transaction_id == transaction_id)).one_or_none()
 
-    def set(self, transaction_id: UUID, *, coordinator: str = COORDINATOR, **values: object) -> None:
-        """Turns the row's clock, so that no test has to wait."""
+    def set(self, transaction_id: UUID, *, coordinator: str | None = None, **values: object) -> None:
+        """Turns the row's clock, so that no test has to wait. coordinator: None where the id is only one's."""
         t = prepared_transaction
-        mine = (t.c.coordinator == coordinator, t.c.transaction_id == transaction_id)
+        changing = sa.update(t).where(t.c.transaction_id == transaction_id).values(**values)
+        if coordinator is not None:
+            changing = changing.where(t.c.coordinator == coordinator)
         with self.engine.begin() as connection:
-            connection.execute(sa.update(t).where(*mine).values(**values))
+            connection.execute(changing)
 
     def make_due(self, transaction_id: UUID) -> None:
         """As if its ttl had passed."""
         self.set(transaction_id, next_attempt_at=sa.func.now())
 
-    def make_old(self, transaction_id: UUID, *, coordinator: str = COORDINATOR) -> None:
+    def make_old(self, transaction_id: UUID, *, coordinator: str | None = None) -> None:
         """As if its driver had given up: it was prepared push_after ago."""
         longer_ago = timedelta(seconds=self.participant.times.push_after_s)
         self.set(transaction_id, coordinator=coordinator, prepared_at=sa.func.now() - longer_ago)
