@@ -1,4 +1,4 @@
-"""What every design keeps, and what each promises besides: one contract, over real gRPC and PostgreSQL.
+"""What every design keeps, and what each promises besides: one contract, over real gRPC, PostgreSQL and a broker.
 
 `Promise` is the difference between the designs, written down; docs/designs.md says the same in words.
 """
@@ -6,23 +6,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from prometheus_client import CollectorRegistry
 
+from identity_stub import tables as identity_tables
 from identity_stub.provisioning import Provisioning
+from identity_stub.provisioning.hybrid import Hybrid
+from identity_stub.provisioning.saga import Saga
 from identity_stub.provisioning.two_phase import TwoPhase
 from identity_stub.provisioning.update_or_create import UpdateOrCreate
+from identity_stub.settling import Settling, SettlingMetrics
+from lab.broker import Broker
 from lab.proxy import Act, Fault, TcpProxy
+from profiles_server import tables as profiles_tables
+from profiles_server.creating import Creating
+from profiles_server.profiles import ProfilesResource
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.recovery import Recovery
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.identity.v1 import identity_service_pb2_grpc
+from tandem.kafka import decisions
+from tandem.kafka.relay import Relay
+from tandem.participant.metrics import ParticipantMetrics
+from tandem.participant.participant import Participant
+from tandem.participant.transaction import ResolvedBy
+from tandem.profiles.topics import REQUESTED, settled
 from tandem.profiles.updates import OnConflict, Updates
 from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2, profiles_service_pb2_grpc
 from tandem.runtime.errors import Reason
+from tandem.runtime.times import Times
 from tests.integration.test_identity_house import (
     Home,
     address,
@@ -36,6 +54,7 @@ from tests.integration.test_identity_house import (
     sign_up,
 )
 from tests.support.house import in_threads
+from tests.support.kafka import Line, Running, line
 from tests.support.rules import eventually
 
 ABSENT, PENDING, ACTIVE, REJECTED = (
@@ -71,14 +90,18 @@ class Bench:
     house: Home
     stub: identity_service_pb2_grpc.IdentityServiceStub
     wire: TcpProxy
+    messaging: Messaging | None
     _profiles: profiles_service_pb2_grpc.ProfilesServiceStub = field(repr=False)
 
     @contextmanager
     def without_profiles(self) -> Iterator[None]:
-        """Identity can't reach profiles."""
+        """Identity can't reach profiles, and profiles takes up no message."""
         self.wire.set(Fault(Act.CUT))
         try:
-            yield
+            with ExitStack() as stack:
+                if self.messaging is not None:
+                    stack.enter_context(self.messaging.profiles.paused())
+                yield
         finally:
             self.wire.heal()
 
@@ -98,31 +121,114 @@ class Bench:
     def updates(self) -> Updates:
         return Updates(self._profiles)
 
-    def quiet(self, answer: pb.SignUpResponse) -> None:
-        """Waits until nothing is on its way any more."""
+    def quiet(self, answer: pb.SignUpResponse | pb.CreateUserResponse) -> None:
+        """Waits until nothing is on its way any more: no news, no decision, nothing in doubt."""
         eventually(lambda: self.user(answer.user.user_id).profile_status is not PENDING)
-        self.house.marked()
+        settle(self.house)
 
 
-def _two_phase(house: Home, target: str, closing: list[Callable[[], None]]) -> Provisioning:
-    coordinator = Coordinator(house.identity, name="identity", participants={"profiles": target})
-    return TwoPhase(coordinator)
+def settle(house: Home) -> None:
+    """Waits until no decision is on its way, and nothing in doubt."""
+    house.marked()
+    for table in ("profiles.person", "profiles.business"):
+        eventually(lambda table=table: not house.count(table, "state = 'prepared'"))
 
 
-def _update_or_create(house: Home, target: str, closing: list[Callable[[], None]]) -> Provisioning:
-    return UpdateOrCreate(house.identity, target)
+@dataclass
+class Messaging:
+    """What runs between the services over a broker. profiles: that part of it which is down with profiles."""
+
+    line: Line
+    profiles: Running
 
 
-Build = Callable[[Home, str, list[Callable[[], None]]], Provisioning]
+@dataclass
+class Site:
+    """What a design is built from. target: profiles, over the wire. stack: ends what it needs besides."""
+
+    house: Home
+    target: str
+    stack: ExitStack
+    messaging: Messaging | None
+
+    def coordinator(self, commits: decisions.PublishedCommits | None = None) -> Coordinator:
+        return Coordinator(
+            self.house.identity, name="identity", participants={"profiles": self.target}, commits=commits
+        )
+
+    @property
+    def line(self) -> Line:
+        assert self.messaging is not None
+        return self.messaging.line
+
+
+def _two_phase(site: Site) -> Provisioning:
+    return TwoPhase(site.coordinator())
+
+
+def _hybrid(site: Site) -> Provisioning:
+    coordinator = site.coordinator(decisions.PublishedCommits(site.line.cluster, site.line.publisher))
+    site.stack.enter_context(Running(Recovery(coordinator).run_once))
+    return Hybrid(coordinator)
+
+
+def _saga(site: Site) -> Provisioning:
+    return Saga(site.house.identity, site.line.cluster, source="identity")
+
+
+def _update_or_create(site: Site) -> Provisioning:
+    return UpdateOrCreate(site.house.identity, site.target)
+
+
+Build = Callable[[Site], Provisioning]
 
 DESIGNS: dict[str, tuple[Build, Promise]] = {
     "two-phase": (_two_phase, Promise(together=True, refuses=True, alone=False, catches_up=False, roles=True)),
+    "hybrid": (_hybrid, Promise(together=True, refuses=True, alone=False, catches_up=False, roles=True)),
+    "saga": (_saga, Promise(together=False, refuses=False, alone=True, catches_up=True, roles=True)),
     "update-or-create": (
         _update_or_create,
         Promise(together=False, refuses=False, alone=True, catches_up=False, roles=False),
     ),
 }
-"""Design → how it is built before a house, by a target for profiles, and what it promises."""
+"""Design → how it is built before a house, and what it promises."""
+
+
+Works = list[Callable[[], object]]
+WAIT_S = 0.1
+
+
+def _commits(house: Home, on: Line) -> tuple[Works, Works]:
+    """The decisions come to profiles; identity's part is the driver's, and recovery's."""
+    participant = Participant(
+        house.profiles,
+        name="profiles",
+        resource=ProfilesResource(),
+        coordinators=["identity"],
+        times=Times(),
+        metrics=ParticipantMetrics(CollectorRegistry()),
+    )
+    handle = decisions.committing(lambda keys: participant.commit(keys, ResolvedBy.COORDINATOR))
+    commits = on.consumer(decisions.topic(on.cluster, "profiles"), handle, group="profiles.commits")
+    return [partial(commits.run_once, WAIT_S)], []
+
+
+def _events(house: Home, on: Line) -> tuple[Works, Works]:
+    """What is asked for goes to profiles, and comes back as what came of it."""
+    creating = Creating(house.profiles, ProfilesResource(), on.cluster)
+    settling = Settling(house.identity, SettlingMetrics(CollectorRegistry()), source="identity")
+    requested = on.consumer(on.cluster.topic(*REQUESTED), creating, group="profiles.requested")
+    answers = on.consumer(on.cluster.topic(*settled("identity")), settling, group="identity")
+    asking = Relay(house.identity, identity_tables.outbox, on.publisher, on.metrics)
+    telling = Relay(house.profiles, profiles_tables.outbox, on.publisher, on.metrics)
+    return (
+        [partial(requested.run_once, WAIT_S), telling.run_once],
+        [asking.run_once, partial(answers.run_once, WAIT_S)],
+    )
+
+
+MESSAGES = {"hybrid": _commits, "saga": _events}
+"""Design → what it has done all the time, in profiles' process and in identity's."""
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +237,38 @@ def house(new_database: Callable[[str], str]) -> Iterator[Home]:
         yield made
 
 
-@pytest.fixture(params=DESIGNS)
-def bench(request: pytest.FixtureRequest, house: Home) -> Iterator[Bench]:
-    build, promise = DESIGNS[request.param]
-    closing: list[Callable[[], None]] = []
+@pytest.fixture(scope="module", params=DESIGNS)
+def design(request: pytest.FixtureRequest) -> str:
+    """One after the other: consumers that idle are dear with the broker that tests have, which never lets them wait."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def messaging(house: Home, design: str, broker: Broker) -> Iterator[Messaging]:
+    """Each part in a thread, as in its process; one for all tests of a design, since groups take time to gather."""
+    with line(broker, partitions=1) as on:  # one: what was asked for before has come before
+        theirs, ours = MESSAGES[design](house, on)
+        with Running(*theirs) as profiles, Running(*ours):
+            yield Messaging(on, profiles)
+            settle(house)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, house: Home, design: str) -> Iterator[Bench]:
+    build, promise = DESIGNS[design]
+    # The others must pass without a broker.
+    messaging: Messaging | None = request.getfixturevalue("messaging") if design in MESSAGES else None
     with (
         TcpProxy(house.profiles_server.address) as wire,
         grpc.insecure_channel(house.profiles_server.address) as direct,
     ):
-        provisioning = build(house, wire.address, closing)
-        with house.beside(provisioning) as stub:
+        with ExitStack() as stack:
+            provisioning = build(Site(house, wire.address, stack, messaging))
+            stub = stack.enter_context(house.beside(provisioning))
             profiles = profiles_service_pb2_grpc.ProfilesServiceStub(direct)
-            yield Bench(request.param, promise, house, stub, wire, profiles)
+            yield Bench(design, promise, house, stub, wire, messaging, profiles)
         provisioning.close()
-        for close in reversed(closing):
-            close()
 
 
 # --- what every design keeps --------------------------------------------------------------------------------------
@@ -197,10 +320,11 @@ def test_a_repeat_is_no_second_signup(bench: Bench) -> None:
 def test_an_address_that_is_taken_leaves_no_profile(bench: Bench) -> None:
     """Refused by identity itself: there is nothing to be cleaned up on the other side."""
     email = address()
-    bench.stub.CreateUser(create_user(email=email), timeout=20)
+    bench.quiet(bench.stub.CreateUser(create_user(email=email), timeout=20))
     before = bench.house.count("profiles.person")
     assert refusal(bench.stub.CreateUser, create_user(email=email)).reason is Reason.ALREADY_EXISTS
-    assert bench.house.count("profiles.person") == before
+    bench.quiet(bench.stub.CreateUser(create_user(), timeout=20))  # what was asked for before it has come by now, too
+    assert bench.house.count("profiles.person") == before + 1
 
 
 def test_many_at_once(bench: Bench) -> None:
@@ -249,11 +373,16 @@ def test_while_profiles_is_down(bench: Bench) -> None:
             assert bench.house.count("profiles.person") == persons
         else:
             answer = bench.stub.SignUp(request, timeout=20)
-            assert answer.user.profile_status in (ABSENT, PENDING)
-    repeated = bench.stub.SignUp(request, timeout=20)  # it is back: the same request ends well
+            assert answer.user.profile_status == (PENDING if bench.promise.catches_up else ABSENT)
+            assert bench.person(answer.user.person_id).version == 0
+    if bench.promise.catches_up:  # it is back, and nobody asks again
+        bench.quiet(answer)
+        assert bench.person(answer.user.person_id).version == 1
+    repeated = bench.stub.SignUp(request, timeout=20)  # the same request ends well
     if not bench.promise.alone or bench.promise.catches_up:
         bench.quiet(repeated)
         assert bench.person(repeated.user.person_id).version == 1
+        assert bench.house.count("profiles.person") == persons + 1
         return
     # Nobody makes it but the next update, by whoever holds the facts.
     assert repeated.user.profile_status == ABSENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tandem.kafka.consumer import Consumer
 from tandem.kafka.handling import Handler
 from tandem.kafka.metrics import KafkaMetrics
 from tandem.kafka.publisher import Publisher
+from tandem.runtime.errors import TandemError
 from tests.support.rules import eventually
 
 
@@ -54,3 +56,52 @@ def line(broker: Broker, *, partitions: int = 3) -> Iterator[Line]:
 def run_until(consumer: Consumer, done: Callable[[], object], within_s: float = 20.0) -> None:
     """Runs it until that is true."""
     eventually(lambda: done() or (consumer.run_once(0.1), done())[1], within_s)
+
+
+class Running:
+    """Work that is done over and over, each in a thread of its own, as the jobs of a process are, while `with` lasts.
+
+    It ends with what a work has raised, unless that is a TandemError: a broker or a database that can't serve now.
+    """
+
+    def __init__(self, *works: Callable[[], object], every_s: float = 0.02) -> None:
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._locks = [threading.Lock() for _ in works]
+        self._failures: list[Exception] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(work, lock), daemon=True)
+            for work, lock in zip(works, self._locks, strict=True)
+        ]
+
+    def __enter__(self) -> Running:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive(), "a thread hangs"
+        if self._failures:
+            raise self._failures[0]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """None of it runs meanwhile: what was under way has ended."""
+        with ExitStack() as held:
+            for lock in self._locks:
+                held.enter_context(lock)
+            yield
+
+    def _run(self, work: Callable[[], object], lock: threading.Lock) -> None:
+        while not self._stopping.wait(self._every_s):
+            with lock:
+                try:
+                    work()
+                except TandemError:
+                    continue
+                except Exception as error:  # handed to whoever ends this
+                    self._failures.append(error)
+                    return
