@@ -122,16 +122,10 @@ class Bench:
         return Updates(self._profiles)
 
     def quiet(self, answer: pb.SignUpResponse | pb.CreateUserResponse) -> None:
-        """Waits until nothing is on its way any more: no news, no decision, nothing in doubt."""
+        """Waits until nothing is on its way any more, neither news nor a decision. No reader brings it about."""
         eventually(lambda: self.user(answer.user.user_id).profile_status is not PENDING)
-        settle(self.house)
-
-
-def settle(house: Home) -> None:
-    """Waits until no decision is on its way, and nothing in doubt."""
-    house.marked()
-    for table in ("profiles.person", "profiles.business"):
-        eventually(lambda table=table: not house.count(table, "state = 'prepared'"))
+        self.house.marked()
+        eventually(lambda: self.house.person_state(answer.user.person_id) != "prepared")
 
 
 @dataclass
@@ -251,7 +245,6 @@ def messaging(house: Home, design: str, broker: Broker) -> Iterator[Messaging]:
         theirs, ours = MESSAGES[design](house, on)
         with Running(*theirs) as profiles, Running(*ours):
             yield Messaging(on, profiles)
-            settle(house)
 
 
 @pytest.fixture
@@ -296,6 +289,7 @@ def test_whoever_was_told_active_can_be_read(bench: Bench) -> None:
     if answer.business.profile_status == ACTIVE:
         assert bench.business(answer.business.profile_business_id).version == 1
     assert bench.promise.together <= (answer.user.profile_status == ACTIVE)
+    bench.quiet(answer)
 
 
 def test_a_repeat_is_no_second_signup(bench: Bench) -> None:

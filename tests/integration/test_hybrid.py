@@ -141,6 +141,15 @@ def test_a_refusal_is_told_at_once(stage: Stage) -> None:
     assert (told.reason, told.metadata["field"]) == (Reason.ALREADY_EXISTS, "registration_number")
 
 
+def test_a_vote_waits_for_no_message(stage: Stage) -> None:
+    """What is decided and not yet consumed holds its key no longer than a question: refused for good, not HELD."""
+    first = sign_up(request_id=fresh())
+    answer = stage.stub.SignUp(first)
+    assert stage.home.person_state(answer.user.person_id) == "prepared"
+    assert refusal(stage.stub.SignUp, sign_up(business=first.business)).reason is Reason.ALREADY_EXISTS
+    assert stage.home.person_state(answer.user.person_id) == "active"
+
+
 def test_a_decision_that_comes_twice_is_done_once(stage: Stage) -> None:
     """The participant's own row is the inbox."""
     request = sign_up(request_id=fresh())
