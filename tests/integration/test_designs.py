@@ -321,6 +321,21 @@ def test_an_address_that_is_taken_leaves_no_profile(bench: Bench) -> None:
     assert bench.house.count("profiles.person") == before + 1
 
 
+def test_one_address_wanted_by_several_at_once(bench: Bench) -> None:
+    """One gets it. What was under way for the others when the local commit refused them leaves no profile either."""
+    bench.quiet(bench.stub.CreateUser(create_user(), timeout=20))
+    before = bench.house.count("profiles.person")
+    email = address()
+
+    def call() -> object:
+        return bench.stub.CreateUser(create_user(email=email), timeout=20)
+
+    answers = in_threads(*[call] * 4)
+    assert sum(isinstance(answer, pb.CreateUserResponse) for answer in answers) == 1, answers
+    bench.quiet(bench.stub.CreateUser(create_user(), timeout=20))
+    eventually(lambda: bench.house.count("profiles.person") == before + 2)
+
+
 def test_many_at_once(bench: Bench) -> None:
     """Each has its own profile in the end, and each repeat finds it."""
     requests = [sign_up(request_id=fresh()) for _ in range(20)]
