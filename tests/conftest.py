@@ -17,8 +17,18 @@ from tandem.runtime.postgres import EmbeddedPostgres
 from tests.support.pooler import Pooler
 
 
+LONGEST_FIRST = (
+    "test_pooler", "test_torture", "test_mutants", "test_compare", "test_protocol_races", "test_crashes",
+    "test_rolling_restart", "test_kafka_crashes", "test_designs", "test_readiness", "test_protocol_rules",
+)  # fmt: skip
+"""Files that would keep one worker busy while the others have nothing left, if they came last."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Behind a pooler, tests that look at a server's sessions by themselves have nothing to look at."""
+    """The longest files come first. Behind a pooler, tests that look at a server's sessions by themselves have nothing
+    to look at."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     if os.environ.get("TANDEM_POOLER"):
         for item in items:
             if item.get_closest_marker("direct"):
