@@ -16,7 +16,6 @@ from lab.broker import Broker
 from tandem.runtime.postgres import EmbeddedPostgres
 from tests.support.pooler import Pooler
 
-
 LONGEST_FIRST = (
     "test_pooler", "test_torture", "test_mutants", "test_compare", "test_protocol_races", "test_crashes",
     "test_rolling_restart", "test_kafka_crashes", "test_designs", "test_readiness", "test_protocol_rules",
