@@ -12,11 +12,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import psycopg2
+import pytest
 from sqlalchemy.engine import make_url
 
 from tandem.runtime.postgres import EmbeddedPostgres
 from tests.support.pooler import BINARY, MIN_POOL, Pooler
-from tests.support.required import SLOW, needs
+from tests.support.required import FULL, is_required, needs
 from tests.support.rules import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,7 @@ def test_one_client_meets_several_sessions(postgres: EmbeddedPostgres) -> None:
         eventually(lambda: pooler.transactions > before)
 
 
-@SLOW
+@pytest.mark.skipif(not (FULL or is_required("pooler")), reason="takes minutes: CI and scripts/test --full run it")
 def test_the_protocol_behind_a_pooler(tmp_path: Path) -> None:
     """Transaction mode: every local transaction may get another server session, and none keeps anything."""
     done = subprocess.run(

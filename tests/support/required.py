@@ -1,6 +1,6 @@
 """Tests that need what not every machine has: skipped there, failed where the run says that it must be had.
 
-TANDEM_REQUIRE lists what must be had, as CI does (.ci/run): "pooler clocks disk prometheus chromium java slow".
+TANDEM_REQUIRE lists what must be had, as CI does (.ci/run): "pooler clocks disk prometheus chromium java".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def is_required(what: str) -> bool:
 
 FULL = bool(os.environ.get("TANDEM_FULL"))
 
-SLOW = pytest.mark.skipif(not (FULL or is_required("slow")), reason="takes long: CI and scripts/test --full run it")
-"""A mark for what would make a run at a desk much longer."""
+SLOW = pytest.mark.skipif(not FULL, reason="takes long: scripts/test --full runs it")
+"""A mark for what would make every run much longer."""
 
 
 def needs(what: str, is_there: bool, reason: str) -> pytest.MarkDecorator:
