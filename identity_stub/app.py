@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,8 @@ from tandem.coordinator.purge import Purge
 from tandem.coordinator.recovery import Recovery
 from tandem.coordinator.servicer import RESERVED, RESOLVERS, CoordinatorServicer
 from tandem.coordinator.tables import MIGRATIONS as COORDINATOR_MIGRATIONS
-from tandem.kafka.cli import Graveyard
+from tandem.kafka.config import extra
+from tandem.kafka.dead_letters import Graveyard
 from tandem.profiles.client import open_profiles
 from tandem.runtime import tracing
 from tandem.runtime.database import check_server, create_engine
@@ -186,23 +187,17 @@ def graveyard(settings: Settings) -> Iterator[Graveyard]:
     """Where messages are buried that this process could not take up, for an operator's command."""
     cluster = settings.required_cluster("this command")
     configure_logging("identity", level=settings.log_level, json=settings.log_json)
-    try:
-        from identity_stub.messaging import graveyard as opened
-    except ImportError:
-        raise ConfigurationError("this command needs the extra: pip install 'tandem[kafka]'") from None
-    with opened(settings, cluster) as found:
+    with extra("this command"):
+        from identity_stub.messaging import consumed
+        from tandem.kafka.opening import graveyard as opened
+    with opened(cluster, consumed(settings, cluster), name=settings.name) as found:
         yield found
 
 
 @contextmanager
 def sources(settings: Settings) -> Iterator[Sources]:
     """For `explain`: reads only, beside a server that may run or not."""
-    with ExitStack() as stack:
-        engine = _database(settings, stack)
-        for migrations in MIGRATIONS:
-            migrations.check(engine, command=MIGRATE)
-        participants = Participants(settings.participants)
-        stack.callback(participants.close)
+    with database(settings) as engine, closing(Participants(settings.participants)) as participants:
         yield Sources(engine, DecisionLog(engine, settings.times), participants, settings.name)
 
 
@@ -235,10 +230,8 @@ def _messaging(settings: Settings, engine: Engine, registry: CollectorRegistry, 
         cluster = settings.required_cluster(f"IDENTITY_PROVISIONING={settings.provisioning}")
     if cluster is None:
         return None
-    try:
+    with extra("IDENTITY_KAFKA_SERVERS"):
         from identity_stub.messaging import Messaging
-    except ImportError:
-        raise ConfigurationError("IDENTITY_KAFKA_SERVERS needs the extra: pip install 'tandem[kafka]'") from None
     return Messaging(settings, cluster, engine, registry, stack)
 
 

@@ -172,15 +172,22 @@ class Facts:
         return version
 
 
-def of_old_columns(connection: Connection, account: users.Business) -> business_pb2.Business:
-    """The profile that migrates an account, with its people. Raises InvalidRequest where its old columns make none."""
-    return _to_create(_row(connection, account.business_id), account.members, business_pb2.Business(), ())
+def of_old_columns(connection: Connection, business_id: UUID) -> business_pb2.Business:
+    """The profile that migrates an account that is there, with its people.
+
+    Raises InvalidRequest where its old columns make none.
+    """
+    account = users.business(connection, business_id)
+    assert account is not None
+    return _to_create(_row(connection, business_id), account.members, business_pb2.Business(), ())
 
 
 def mark_active(connection: Connection, business_id: UUID) -> None:
     """Says that the business has its profile; in the local transaction that decides it."""
     b = t.businesses
-    statement = sa.update(b).where(b.c.business_id == business_id).values(profile_status="active", profile_reason=None)
+    statement = (
+        sa.update(b).where(b.c.business_id == business_id).values(profile_status=users.ACTIVE, profile_reason=None)
+    )
     if connection.execute(statement).rowcount != 1:
         raise TandemError("there is no such business", reason=Reason.NOT_FOUND)
 

@@ -6,9 +6,8 @@ behind must not stay when another is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Engine
@@ -17,14 +16,12 @@ from identity_stub import tables as t
 from identity_stub.config import Settings
 from identity_stub.gauges import AccountGauges
 from identity_stub.settling import Settling, SettlingMetrics
-from tandem.kafka.cli import Graveyard
 from tandem.kafka.config import Cluster
 from tandem.kafka.consumer import Consumer
 from tandem.kafka.decisions import PublishedCommits
 from tandem.kafka.gauges import OutboxGauges
 from tandem.kafka.metrics import KafkaMetrics
 from tandem.kafka.publisher import Publisher
-from tandem.kafka.reading import read_all
 from tandem.kafka.relay import Relay
 from tandem.profiles.topics import settled
 from tandem.runtime.gauges import gauges_engine
@@ -67,16 +64,6 @@ class Messaging:
             ("relay", self._relay.run_once, self._interval_s),
             ("settling", self._consumer.run_once, POLL_INTERVAL_S),
         ]
-
-
-@contextmanager
-def graveyard(settings: Settings, cluster: Cluster) -> Iterator[Graveyard]:
-    """For an operator's command."""
-    publisher = Publisher(cluster, KafkaMetrics(CollectorRegistry()), name=f"{settings.name}-operator")
-    try:
-        yield Graveyard(consumed(settings, cluster), partial(read_all, cluster), publisher.publish)
-    finally:
-        publisher.close()
 
 
 def consumed(settings: Settings, cluster: Cluster) -> Sequence[str]:

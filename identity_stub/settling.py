@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from identity_stub import tables as t
 from identity_stub import users
 from identity_stub.requests import Kind
-from tandem.kafka.handling import Dead, Later, Verdict
+from tandem.kafka.handling import Dead, Later, Verdict, read_each
 from tandem.kafka.messages import Incoming
 from tandem.profiles.v1 import events_pb2
 from tandem.runtime.batches import redo
@@ -51,21 +51,18 @@ class Settling:
 
     def __call__(self, messages: Sequence[Incoming]) -> list[Verdict]:
         """A verdict each: dead are those that can't be read or that nobody here has asked for."""
-        verdicts: dict[int, Verdict] = {}
-        events: dict[int, events_pb2.ProfilesSettled] = {}
-        for place, message in enumerate(messages):
-            try:
-                event = message.read(events_pb2.ProfilesSettled)
-                if event.source != self._source:
-                    raise InvalidRequest([Violation("source", "is another service's")])
-                events[place] = event
-            except InvalidRequest as error:
-                verdicts[place] = Dead(error)
+        events, verdicts = read_each(messages, self._read)
         for place, answer in zip(events, redo(list(events.values()), self._settle), strict=True):
             verdicts[place] = _verdict(answer)
             if answer is None:
                 self._metrics.settled.labels(_status(events[place])).inc()
         return [verdicts[place] for place in range(len(messages))]
+
+    def _read(self, message: Incoming) -> events_pb2.ProfilesSettled:
+        event = message.read(events_pb2.ProfilesSettled)
+        if event.source != self._source:
+            raise InvalidRequest([Violation("source", "is another service's")])
+        return event
 
     def _settle(self, events: Sequence[events_pb2.ProfilesSettled]) -> list[TandemError | None]:
         """One local transaction for all."""

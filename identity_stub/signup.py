@@ -320,11 +320,10 @@ def _unmigrated(connection: Connection, business_id: UUID, first_status: str) ->
 
     first_status: with which this design's accounts begin; such a one's profile comes by itself, or by an update.
     """
-    business = users.business(connection, business_id)
-    if business is None or business.profile_status in (users.ACTIVE, first_status):
+    if users.business_status(connection, business_id) in (None, users.ACTIVE, first_status):
         return {}
     try:
-        return {"business": facts.of_old_columns(connection, business)}
+        return {"business": facts.of_old_columns(connection, business_id)}
     except InvalidRequest as error:
         raise TandemError(
             "the facts of the business must be mended before it can have new people",

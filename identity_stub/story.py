@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from identity_stub import users
 from identity_stub.requests import Stored
 from tandem.runtime.telling import BothSides, Branch, Decision, at, decided_aborted, took, without_decision
 
@@ -60,11 +61,11 @@ class Story:
             f" itself, in the attempt or event {self.event_id}."
         )
         match self.profile_status:
-            case "pending":
+            case users.PENDING:
                 yield "The profile is on its way: the event waits in the outbox or in a topic, or its answer does."
-            case "rejected":
+            case users.REJECTED:
                 yield f"Profiles has refused it ({self.profile_reason}): a person has to give other facts."
-            case "absent":
+            case users.ABSENT:
                 yield "Profiles has none yet: the first update makes it."
             case _:
                 yield "Profiles has made it. Nothing is left to do."

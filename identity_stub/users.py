@@ -122,6 +122,12 @@ def business(connection: Connection, business_id: UUID, *, as_of: datetime | Non
     return Business(business_id, one.created_at, members, one.profile_status, one.profile_reason or "")
 
 
+def business_status(connection: Connection, business_id: UUID) -> str | None:
+    """Where the business stands with its profile; None where there is no such business."""
+    b = t.businesses.c
+    return connection.execute(sa.select(b.profile_status).where(b.business_id == business_id)).scalar_one_or_none()
+
+
 def roles(connection: Connection, business_id: UUID, user_id: UUID) -> set[str]:
     """The user's roles in the business."""
     m = t.members

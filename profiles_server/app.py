@@ -20,7 +20,8 @@ from profiles_server.config import Settings
 from profiles_server.profiles import ProfilesResource
 from profiles_server.resolving import Reader
 from profiles_server.servicer import ProfilesServicer
-from tandem.kafka.cli import Graveyard
+from tandem.kafka.config import extra
+from tandem.kafka.dead_letters import Graveyard
 from tandem.participant.gauges import ParticipantGauges
 from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.names import check_names
@@ -185,11 +186,10 @@ def graveyard(settings: Settings) -> Iterator[Graveyard]:
     """Where messages are buried that this process could not take up, for an operator's command."""
     cluster = settings.required_cluster("this command")
     configure_logging("profiles", level=settings.log_level, json=settings.log_json)
-    try:
-        from profiles_server.messaging import graveyard as opened
-    except ImportError:
-        raise ConfigurationError("this command needs the extra: pip install 'tandem[kafka]'") from None
-    with opened(settings, cluster) as found:
+    with extra("this command"):
+        from profiles_server.messaging import consumed
+        from tandem.kafka.opening import graveyard as opened
+    with opened(cluster, consumed(settings, cluster), name=settings.name) as found:
         yield found
 
 
@@ -210,10 +210,8 @@ def _messaging(
     cluster = settings.cluster
     if cluster is None:
         return None
-    try:
+    with extra("PROFILES_KAFKA_SERVERS"):
         from profiles_server.messaging import Messaging
-    except ImportError:
-        raise ConfigurationError("PROFILES_KAFKA_SERVERS needs the extra: pip install 'tandem[kafka]'") from None
     return Messaging(settings, cluster, participant, registry, stack)
 
 

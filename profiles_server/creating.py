@@ -15,8 +15,9 @@ from sqlalchemy.engine import Connection, Engine
 from profiles_server import tables as t
 from tandem.kafka import inbox, outbox
 from tandem.kafka.config import Cluster
-from tandem.kafka.handling import Dead, Later, Verdict
+from tandem.kafka.handling import Later, Verdict, read_each
 from tandem.kafka.messages import Incoming, outgoing
+from tandem.participant.participant import MAX_STAGE_ROUNDS
 from tandem.participant.resource import Accepted, HeldBy, Refused, Resource, Staged, Staging, Write
 from tandem.profiles.topics import settled
 from tandem.profiles.v1 import events_pb2
@@ -28,9 +29,6 @@ from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import logger, step
 
 log = logger("profiles.creating")
-
-MAX_STAGE_ROUNDS = 3
-"""How often staging is repeated for those that were in the way of each other inside one batch."""
 
 CREATED = "created"
 REJECTED = "rejected"
@@ -57,13 +55,7 @@ class Creating:
 
     def __call__(self, messages: Sequence[Incoming]) -> list[Verdict]:
         """A verdict each. Of one key, nothing is done while an earlier one waits."""
-        verdicts: dict[int, Verdict] = {}
-        events: dict[int, _Event] = {}
-        for place, message in enumerate(messages):
-            try:
-                events[place] = self._read(message)
-            except InvalidRequest as error:
-                verdicts[place] = Dead(error)
+        events, verdicts = read_each(messages, self._read)
         places = list(events)
         waiting: set[str] = set()
         for some in rounds([events[place].order for place in places]):

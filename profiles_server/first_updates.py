@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from profiles_server import tables as t
 from profiles_server.mapping import ROLES, Facts
+from profiles_server.publishing import entity_id as entity_id_of
 from tandem.profiles.v1 import business_pb2
 
 NO_COORDINATOR = ""
@@ -47,14 +48,9 @@ def insert(
             {"business_id": entity_id, "person_id": UUID(one.person_id), "role": ROLES.word(one.role), **own}
             for one in people
         ]
-        connection.execute(sa.insert(t.business_person), roles)
+        named = connection.execute(sa.insert(t.business_person).returning(entity_id_of(t.business_person)), roles)
         events += [
-            {
-                "entity_kind": t.business_person.name,
-                "entity_id": f"{role['business_id']}/{role['person_id']}/{role['role']}",
-                "version": None,
-            }
-            for role in roles
+            {"entity_kind": t.business_person.name, "entity_id": name, "version": None} for name in named.scalars()
         ]
     connection.execute(sa.insert(t.audit_event), [{"actor": actor, "action": "created", **event} for event in events])
     return True

@@ -5,9 +5,8 @@ Needs the extra `kafka`. All of it runs wherever a broker is configured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry
 
@@ -16,14 +15,12 @@ from profiles_server.config import Settings
 from profiles_server.creating import Creating
 from profiles_server.profiles import ProfilesResource
 from tandem.kafka import decisions, inbox
-from tandem.kafka.cli import Graveyard
 from tandem.kafka.config import Cluster
 from tandem.kafka.consumer import Consumer
 from tandem.kafka.gauges import OutboxGauges
 from tandem.kafka.handling import Handler
 from tandem.kafka.metrics import KafkaMetrics
 from tandem.kafka.publisher import Publisher
-from tandem.kafka.reading import read_all
 from tandem.kafka.relay import Relay
 from tandem.participant.participant import Participant
 from tandem.participant.transaction import ResolvedBy
@@ -78,16 +75,6 @@ class Messaging:
             ("relay", self._relay.run_once, relay_s),
             ("purge-inbox", self._purge.run_once, purge_s),
         ]
-
-
-@contextmanager
-def graveyard(settings: Settings, cluster: Cluster) -> Iterator[Graveyard]:
-    """For an operator's command."""
-    publisher = Publisher(cluster, KafkaMetrics(CollectorRegistry()), name=f"{settings.name}-operator")
-    try:
-        yield Graveyard(consumed(settings, cluster), partial(read_all, cluster), publisher.publish)
-    finally:
-        publisher.close()
 
 
 def consumed(settings: Settings, cluster: Cluster) -> Sequence[str]:

@@ -82,13 +82,9 @@ class _RegistrationHeld(TandemError):
         self.holder = holder
 
 
+_PERSON_MASK = Mask(frozenset({"person_id", "version"}), nested="name")
 _PERSON: _Kind[person_pb2.Person] = _Kind(
-    "person",
-    t.person,
-    Reader.persons,
-    person_facts,
-    Mask(frozenset({"person_id", "version"}), nested="name"),
-    Mask(frozenset({"person_id", "version"}), nested="name"),
+    "person", t.person, Reader.persons, person_facts, _PERSON_MASK, first_mask=_PERSON_MASK
 )
 _BUSINESS: _Kind[business_pb2.Business] = _Kind(
     "business",
@@ -96,7 +92,7 @@ _BUSINESS: _Kind[business_pb2.Business] = _Kind(
     Reader.businesses,
     business_facts,
     Mask(frozenset({"business_id", "people", "version"}), nested="industry"),
-    Mask(frozenset({"business_id", "version"}), nested="industry"),
+    first_mask=Mask(frozenset({"business_id", "version"}), nested="industry"),
 )
 
 

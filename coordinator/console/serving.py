@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from coordinator.console.facts import Sources
 from coordinator.console.pages import console
 from coordinator.console.security import Keys
+from tandem.runtime.config import host_and_port
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.telemetry import frames, logger
 from tandem.runtime.watchdog import watchdog
@@ -91,14 +92,14 @@ async def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 
 def serve_console(listen: str, token: str | None, sources: Sources, stack: ExitStack) -> str:
     """Starts it; the stack stops it. Its address. Raises ConfigurationError if it must not be served like this."""
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigurationError("COORDINATOR_CONSOLE_LISTEN must be host:port")
+    try:
+        host, port = host_and_port(listen)
+    except ValueError as error:
+        raise ConfigurationError(f"COORDINATOR_CONSOLE_LISTEN {error}") from None
     keys = Keys(host, token, sources.name)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, int(port)), family=family)
+        listening = socket.create_server((host, port), family=family)
     except OSError:
         raise ConfigurationError(f"can't listen on {listen} for the console: is another process using it?") from None
     stack.callback(listening.close)

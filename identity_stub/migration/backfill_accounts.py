@@ -19,15 +19,12 @@ from sqlalchemy.engine import Connection, Engine
 from identity_stub import tables as t
 from identity_stub.migration import mapping
 from identity_stub.migration.mapping import Refusal
+from identity_stub.users import ACTIVE, REJECTED
 from tandem.profiles import ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.database import Limits
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import Columns, arrays, records
-
-ABSENT = "absent"
-REJECTED = "rejected"
-ACTIVE = "active"
 
 PAGE = 5_000
 """Ids that are read ahead, or refused accounts that are listed, at once."""
@@ -127,7 +124,7 @@ def read(engine: Engine, kind: Kind, status: str, some: Sequence[UUID]) -> list[
     chosen = sa.select(kind.key, *facts).where(_among(kind), kind.table.c.profile_status == status).order_by(kind.key)
     with local_transaction(engine, READING) as connection:
         rows = connection.execute(chosen, {"ids": some}).all()
-        people = _people(connection, [row[0] for row in rows]) if kind.with_people and rows else {}
+        people = people_of(connection, [row[0] for row in rows]) if kind.with_people and rows else {}
     return [Account(row[0], _profile(kind, row, people)) for row in rows]
 
 
@@ -137,7 +134,7 @@ def _profile(kind: Kind, row: sa.Row[Any], people: Mapping[UUID, Sequence[tuple[
     return mapping.person_of(row)
 
 
-def _people(connection: Connection, businesses: Sequence[UUID]) -> Mapping[UUID, Sequence[tuple[UUID, str]]]:
+def people_of(connection: Connection, businesses: Sequence[UUID]) -> Mapping[UUID, Sequence[tuple[UUID, str]]]:
     """(user_id, role) of the members of each business."""
     m = t.members.c
     people: dict[UUID, list[tuple[UUID, str]]] = defaultdict(list)

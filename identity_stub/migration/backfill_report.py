@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from identity_stub.migration.backfill_accounts import ABSENT, BUSINESSES, USERS, WHOLE, Kind, Shard
+from identity_stub.migration.backfill_accounts import BUSINESSES, USERS, WHOLE, Kind, Shard
 from identity_stub.migration.conflicts import Policy
+from identity_stub.users import ABSENT
 from tandem.runtime.errors import TandemError
 
 MAX_BATCH = 100

@@ -20,9 +20,10 @@ from identity_stub.config import Settings
 from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import seeding
 from identity_stub.migration.backfill import MAX_THREADS, Backfill
-from identity_stub.migration.backfill_accounts import ABSENT, KINDS, REJECTED, Kind, Shard
+from identity_stub.migration.backfill_accounts import KINDS, Kind, Shard
 from identity_stub.migration.backfill_report import MAX_BATCH, Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
+from identity_stub.users import ABSENT, REJECTED
 from tandem.runtime.cli import plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation

@@ -11,25 +11,24 @@ account by the time of 2. What 2 finds is looked at a second time before it coun
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Engine
 
-from identity_stub import tables as t
 from identity_stub.migration import mapping
-from identity_stub.migration.backfill_accounts import ACTIVE, KINDS, READING, Kind, Profile
+from identity_stub.migration.backfill_accounts import KINDS, READING, Kind, Profile, people_of
 from identity_stub.migration.listed import Listed
 from identity_stub.migration.mapping import Refusal
 from identity_stub.migration.reconcile_profiles import GET_PAGE, Profiles, fields_that_differ
 from identity_stub.migration.reconcile_report import Difference
 from identity_stub.migration.reconcile_report import Kind as Is
-from identity_stub.signup import role_to
+from identity_stub.signup import role_from, role_to
+from identity_stub.users import ACTIVE
 from tandem.profiles.ids import person_id
 from tandem.profiles.v1 import business_pb2
 from tandem.runtime.local_transaction import local_transaction
@@ -40,8 +39,6 @@ AT_ONCE = 4
 ROLES = "roles"
 STATUS = "profile_status"
 IN_DOUBT = "in_doubt"
-
-_IDS = sa.bindparam("ids", type_=ARRAY(sa.Uuid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +102,7 @@ def _read(engine: Engine, kind: Kind, where: sa.ColumnElement[bool]) -> list[Acc
     chosen = sa.select(kind.key, kind.table.c.profile_status, *facts).where(where).order_by(kind.key).limit(GET_PAGE)
     with local_transaction(engine, READING) as connection:
         rows = connection.execute(chosen).all()
-        members: Mapping[UUID, Sequence[tuple[UUID, str]]] = {}
-        if kind.with_people and rows:
-            m, grouped = t.members.c, defaultdict(list)
-            of = sa.select(m.business_id, m.user_id, m.role).where(m.business_id == sa.func.any(_IDS))
-            for row in connection.execute(of, {"ids": [row[0] for row in rows]}):
-                grouped[row.business_id].append((row.user_id, row.role))
-            members = grouped
+        members = people_of(connection, [row[0] for row in rows]) if kind.with_people and rows else {}
     return [Account(row[0], row, members.get(row[0], ())) for row in rows]
 
 
@@ -212,8 +203,8 @@ class Comparison:
 
 def _roles(account: Account, profile: business_pb2.Business) -> list[Difference]:
     """Members without their role in profiles, and roles without a member."""
-    here = {(str(person_id(user_id)), int(role_to(role))) for user_id, role in account.members}
-    there = {(one.person_id, int(one.role)) for one in profile.people}
+    here = {(str(person_id(user_id)), role_to(role)) for user_id, role in account.members}
+    there = {(one.person_id, one.role) for one in profile.people}
     return [
         Difference(ROLES, kind, role_name(account.id, who, role))
         for kind, some in ((Is.MISSING, here - there), (Is.EXTRA, there - here))
@@ -221,7 +212,6 @@ def _roles(account: Account, profile: business_pb2.Business) -> list[Difference]
     ]
 
 
-def role_name(business_id: UUID, who: str, role: int) -> str:
+def role_name(business_id: UUID, who: str, role: business_pb2.Role.ValueType) -> str:
     """A role in a report: the account of the business, the person, and what it is."""
-    word = business_pb2.Role.Name(role).removeprefix("ROLE_").lower()  # type: ignore[arg-type]
-    return f"{business_id}/{who}/{word}"
+    return f"{business_id}/{who}/{role_from(role)}"

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from sqlalchemy.engine import Connection, Engine
 
 from identity_stub.migration import backfill_accounts, mapping
-from identity_stub.migration.backfill_accounts import ACTIVE, Kind, Profile
+from identity_stub.migration.backfill_accounts import Kind, Profile
 from identity_stub.migration.conflicts import Existing, Policy, to_write
 from identity_stub.migration.mapping import Refusal
 from identity_stub.migration.reconcile_accounts import ROLES, STATUS, Account, read
@@ -26,6 +26,7 @@ from identity_stub.migration.reconcile_report import Difference
 from identity_stub.migration.reconcile_report import Kind as Is
 from identity_stub.provisioning import ProfileExists, Provisioning
 from identity_stub.signup import TROUBLE, role_to
+from identity_stub.users import ACTIVE
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2
 from tandem.runtime.database import explained

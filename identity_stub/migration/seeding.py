@@ -23,6 +23,7 @@ from sqlalchemy.engine import Engine
 
 from identity_stub import tables as t
 from identity_stub.importing.places import COUNTRIES
+from identity_stub.users import ABSENT
 from tandem.runtime.database import Limits
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.local_transaction import local_transaction
@@ -105,7 +106,7 @@ class _Source:
             if number and luck < 0.01:
                 facts = before  # somebody who has forgotten that there is an account
             before = facts
-            yield (str(self.user_id(number)), f"user{number}.{self._seed}@example.org", "absent", *facts)
+            yield (str(self.user_id(number)), f"user{number}.{self._seed}@example.org", ABSENT, *facts)
 
     def _person(self, number: int, chance: Random) -> _Row:
         """OLD_USER_FACTS of a real person, or of one who has the name of two."""
@@ -149,7 +150,7 @@ class _Source:
         chance = Random(f"{self._seed}/businesses")
         for number in range(count):
             facts = self._business(number, chance)
-            yield (str(self._id("business", number)), "absent", *(fact or None for fact in facts))
+            yield (str(self._id("business", number)), ABSENT, *(fact or None for fact in facts))
 
     def _business(self, number: int, chance: Random) -> _Row:
         """OLD_BUSINESS_FACTS of a real company, or of one that is numbered."""

@@ -16,7 +16,8 @@ from sqlalchemy.engine import make_url
 
 from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import seeding
-from identity_stub.migration.backfill_accounts import ABSENT, USERS, WHOLE
+from identity_stub.migration.backfill_accounts import USERS, WHOLE
+from identity_stub.users import ABSENT
 from lab import processes
 from lab.bench.house import House
 from tandem.profiles.v1 import person_pb2

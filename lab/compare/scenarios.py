@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from identity_stub.client import Identity
 from lab import processes
 from lab.compare.house import House, Orphans
 from lab.compare.load import Load, Told
+from lab.torture.doubt import quantile
 from tandem.profiles.client import open_profiles
 from tandem.profiles.updates import Updates
 from tandem.profiles.v1 import person_pb2, profiles_service_pb2_grpc
@@ -280,6 +280,4 @@ def _pair(orphans: Orphans) -> tuple[int, int]:
 
 
 def _quantile(values: list[float], share: float) -> float | None:
-    if len(values) < 2:
-        return values[0] if values else None
-    return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]
+    return quantile(values, share) if values else None

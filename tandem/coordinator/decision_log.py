@@ -21,7 +21,8 @@ from tandem.coordinator.tables import log
 from tandem.coordinator.transaction import Decided, Outcome, Standing, answer_for
 from tandem.runtime import paging
 from tandem.runtime.batches import redo
-from tandem.runtime.database import ASIDE, NOW_MS, Limits, ms, seconds
+from tandem.runtime.claims import make_due
+from tandem.runtime.database import ASIDE, NOW_MS, Limits, ms
 from tandem.runtime.errors import ConfigurationError, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import DAY_MS, Age, TransactionKey, age, id_time_ms
@@ -235,25 +236,12 @@ class DecisionLog:
 
     def make_due(self, coordinator: str, participant: str, within_s: float) -> None:
         """A peer that answers again: what waited for it is due now (R11)."""
-        free = (
-            sa.select(d.c.coordinator, d.c.transaction_id)
-            .where(
-                d.c.coordinator == coordinator,
-                _waits_for(participant),
-                d.c.undelivered != sa.literal_column("'{}'::text[]"),
-                d.c.attempts > 0,
-                d.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(within_s)),
-            )
-            .with_for_update(skip_locked=True)
-            .cte("free")
-        )
-        statement = (
-            sa.update(d)
-            .where(d.c.coordinator == free.c.coordinator, d.c.transaction_id == free.c.transaction_id)
-            .values(next_attempt_at=sa.func.now())
-        )
-        with local_transaction(self.engine, ASIDE) as connection:
-            connection.execute(statement)
+        waiting = [
+            d.c.coordinator == coordinator,
+            _waits_for(participant),
+            d.c.undelivered != sa.literal_column("'{}'::text[]"),
+        ]
+        make_due(self.engine, d, waiting=waiting, lease_s=within_s)
 
     def _mark(
         self, keys: Sequence[TransactionKey], where: sa.ColumnElement[bool], *, limits: Limits = ASIDE, **values: Any

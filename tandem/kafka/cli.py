@@ -5,28 +5,19 @@ Needs the extra `processes` (typer, rich), too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from tandem.kafka import dead_letters
+from tandem.kafka.dead_letters import Graveyard
 from tandem.runtime.cli import Actor, AsJson, Why, operator, plainly, print_json, print_page, print_sentences
 
 Place = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="the letter, as `list` names it")]
 
 MAX_SHOWN = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Graveyard:
-    """Where a process's messages are buried. topics: those that it consumes. read: `reading.read_all`, of a topic."""
-
-    topics: Sequence[str]
-    read: dead_letters.Read
-    publish: dead_letters.Publish
 
 
 def dead_letters_cli(process: str, opened: Callable[[], AbstractContextManager[Graveyard]]) -> typer.Typer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -141,3 +142,12 @@ class KafkaSettings(ProcessSettings):
             variable = f"{self.model_config.get('env_prefix', '')}KAFKA_SERVERS"
             raise ConfigurationError(f"{variable}: {why} needs a broker")
         return found
+
+
+@contextmanager
+def extra(who: str) -> Iterator[None]:
+    """Around the imports of what needs the Kafka library. Raises ConfigurationError, for `who`, where it is missing."""
+    try:
+        yield
+    except ImportError:
+        raise ConfigurationError(f"{who} needs the extra: pip install 'tandem[kafka]'") from None

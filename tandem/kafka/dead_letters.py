@@ -39,6 +39,15 @@ class Publish(Protocol):
     def __call__(self, messages: Sequence[Outgoing], *, until: float) -> Sequence[TandemError | None]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Graveyard:
+    """Where a process's messages are buried. topics: those that it consumes. read: `reading.read_all`, of a topic."""
+
+    topics: Sequence[str]
+    read: Read
+    publish: Publish
+
+
 def topic_of(topic: str) -> str:
     """Where the messages of a topic are buried."""
     return f"{topic}{SUFFIX}"

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tandem.kafka.config import Cluster
-from tandem.kafka.handling import Dead, Handler, Later, Verdict
+from tandem.kafka.handling import Dead, Handler, Later, Verdict, read_each
 from tandem.kafka.messages import Incoming, Outgoing, outgoing
 from tandem.kafka.publisher import Publisher
-from tandem.runtime.errors import CONTRADICTIONS, PAGING, InvalidRequest, Reason, TandemError
+from tandem.runtime.errors import CONTRADICTIONS, PAGING, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.wire import key_from, key_to
 from tandem.v1 import participant_pb2, transaction_pb2
@@ -56,13 +56,7 @@ def committing(commit: Callable[[Sequence[TransactionKey]], Sequence[Ended]]) ->
     """
 
     def handle(messages: Sequence[Incoming]) -> list[Verdict]:
-        verdicts: dict[int, Verdict] = {}
-        keys: dict[int, TransactionKey] = {}
-        for place, message in enumerate(messages):
-            try:
-                keys[place] = key_from(message.read(participant_pb2.CommitRequest).key)
-            except InvalidRequest as error:
-                verdicts[place] = Dead(error)
+        keys, verdicts = read_each(messages, lambda message: key_from(message.read(participant_pb2.CommitRequest).key))
         asked = sorted(set(keys.values()))
         answers = dict(zip(asked, commit(asked), strict=True)) if asked else {}
         for place, key in keys.items():

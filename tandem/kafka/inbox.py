@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine
 
-from tandem.runtime.database import ms
+from tandem.runtime.database import seconds
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
@@ -80,7 +80,7 @@ class Purge:
 
     def __init__(self, engine: Engine, table: sa.Table, *, retention_ms: int) -> None:
         self._engine = engine
-        old = sa.func.now() - ms(retention_ms) * sa.literal_column("interval '1 millisecond'")
+        old = sa.func.now() - seconds(retention_ms / 1000)
         keys = [table.c.source, table.c.event_id]
         oldest = sa.select(*keys).where(table.c.received_at < old).order_by(table.c.received_at).limit(BATCH)
         taken = oldest.with_for_update(skip_locked=True).cte("old")

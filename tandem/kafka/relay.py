@@ -17,8 +17,8 @@ from sqlalchemy.engine import Engine, Row
 from tandem.kafka.messages import TYPE, Outgoing
 from tandem.kafka.metrics import KafkaMetrics
 from tandem.kafka.publisher import Publisher
-from tandem.runtime.claims import Peers, claim
-from tandem.runtime.database import ASIDE, seconds
+from tandem.runtime.claims import Peers, claim, make_due
+from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import Reason
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.local_transaction import local_transaction
@@ -103,7 +103,7 @@ class Relay:
             self._peers.failed(_BROKER)
             log.warning("broker did not acknowledge", messages=len(rows), reasons=sorted(failed))
         elif published and self._peers.answered(_BROKER):
-            self._make_due()
+            make_due(self._engine, self._table, waiting=[], lease_s=LEASE_S)
         return len(published)
 
     def _note(self, published: Sequence[int], failed: dict[Reason, list[int]]) -> None:
@@ -115,18 +115,6 @@ class Relay:
             for reason, some in failed.items():
                 late = sa.update(t).where(t.c.seq == sa.any_(_array(some))).values(last_error=reason.value)
                 connection.execute(late)
-
-    def _make_due(self) -> None:
-        """The broker answers again: what waited for it is due now (R11)."""
-        t, now = self._table, sa.func.now()
-        free = (
-            sa.select(t.c.seq)
-            .where(t.c.attempts > 0, t.c.next_attempt_at.between(now, now + seconds(LEASE_S)))
-            .with_for_update(skip_locked=True)
-            .cte("free")
-        )
-        with local_transaction(self._engine, ASIDE) as connection:
-            connection.execute(sa.update(t).where(t.c.seq == free.c.seq).values(next_attempt_at=now))
 
 
 def _array(numbers: Sequence[int]) -> sa.Cast[Any]:

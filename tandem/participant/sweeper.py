@@ -20,8 +20,8 @@ from tandem.participant.metrics import ParticipantMetrics
 from tandem.participant.resolver import InDoubt, Outcome, Resolver, in_doubt
 from tandem.participant.tables import prepared_transaction as t
 from tandem.participant.transaction import ResolvedBy
-from tandem.runtime.claims import Peers, claim
-from tandem.runtime.database import ASIDE, seconds
+from tandem.runtime.claims import Peers, claim, make_due
+from tandem.runtime.database import ASIDE
 from tandem.runtime.errors import CONTRADICTIONS, Reason, TandemError
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import TransactionKey
@@ -169,7 +169,8 @@ class Sweeper:
         for reason, keys in left.items():
             self._left(keys, reason)
         if self._peers.answered(coordinator):
-            self._make_due(coordinator)
+            waiting = [~t.c.confirmed, t.c.coordinator == coordinator]
+            make_due(self._engine, t, waiting=waiting, lease_s=LEASE_S)
         return len(answers) - sum(map(len, left.values()))
 
     def _left(self, keys: Sequence[TransactionKey], reason: str, *, tell: Callable[..., None] = unusual) -> None:
@@ -185,11 +186,6 @@ class Sweeper:
         ours = (t.c.coordinator == key.coordinator, t.c.transaction_id == key.transaction_id)
         if self._mark(*ours, parked=reason, next_attempt_at=None):
             log.error("parked", transaction=str(key), reason=reason, why=why)
-
-    def _make_due(self, coordinator: str) -> None:
-        """A peer that answers again: what waited for it is due now (R11)."""
-        soon = t.c.next_attempt_at.between(sa.func.now(), sa.func.now() + seconds(LEASE_S))
-        self._mark(t.c.coordinator == coordinator, t.c.attempts > 0, soon, next_attempt_at=sa.func.now())
 
     def _mark(self, *which: sa.ColumnElement[bool], keys: Sequence[TransactionKey] = (), **values: object) -> int:
         """Changes rows in doubt, and waits for none: one that another is working on is left to it (R11)."""

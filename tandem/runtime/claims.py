@@ -59,6 +59,23 @@ def claim(
         return connection.execute(statement).all()
 
 
+def make_due(engine: Engine, table: sa.Table, *, waiting: Sequence[sa.ColumnElement[bool]], lease_s: float) -> None:
+    """A peer that answers again: what waited for it is due now. What another worker has in hand is left to it.
+
+    waiting: which rows wait for the peer. lease_s: that of their claims.
+    """
+    key, now = tuple(table.primary_key.columns), sa.func.now()
+    free = (
+        sa.select(*key)
+        .where(table.c.attempts > 0, table.c.next_attempt_at.between(now, now + seconds(lease_s)), *waiting)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
+    statement = sa.update(table).where(*(column == free.c[column.name] for column in key)).values(next_attempt_at=now)
+    with local_transaction(engine, ASIDE) as connection:
+        connection.execute(statement)
+
+
 class Peers:
     """Which peers answer. Thread-safe; kept by each worker for itself, since a probe a second costs nothing."""
 

@@ -61,10 +61,17 @@ Targets = Annotated[
 MAX_PORT = 65_535
 
 
-def _check_address(value: str) -> str:
-    host, _, port = value.rpartition(":")
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two of host:port, an IPv6 host without its brackets. Raises ValueError with the rule."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > MAX_PORT:
         raise ValueError(f"must be host:port, with a port from 0 to {MAX_PORT}")
+    return host, int(port)
+
+
+def _check_address(value: str) -> str:
+    host_and_port(value)
     return value
 
 

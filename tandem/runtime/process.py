@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from sqlalchemy.engine import Engine
 
-from tandem.runtime.config import ProcessSettings
+from tandem.runtime.config import ProcessSettings, host_and_port
 from tandem.runtime.database import create_engine
 from tandem.runtime.errors import ConfigurationError
 from tandem.runtime.failpoints import failpoint
@@ -120,12 +120,13 @@ def metrics_page(
     build_info(service, registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    host, _, port = listen.rpartition(":")
     try:
-        page = Page(host.strip("[]"), int(port), app(registry, ready))
-    except ValueError:
-        raise ConfigurationError("METRICS_LISTEN must be host:port") from None
-    except (OSError, OverflowError):
+        host, port = host_and_port(listen)
+    except ValueError as error:
+        raise ConfigurationError(f"METRICS_LISTEN {error}") from None
+    try:
+        page = Page(host, port, app(registry, ready))
+    except OSError:
         raise ConfigurationError(f"can't listen on {listen} for the metrics: is another process using it?") from None
     stack.callback(page.close)
-    return f"{host}:{page.server_port}"
+    return f"{listen.rpartition(':')[0]}:{page.server_port}"

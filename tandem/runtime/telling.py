@@ -28,7 +28,7 @@ PARKED = {
 }
 """Why something waits for a person (R5), in words."""
 
-ANSWERS = frozenset({"", "committed", "aborted", "undecided", "expired", "in_progress", "wrong_log"})
+ANSWERS = frozenset({"committed", "aborted", "undecided", "expired", "in_progress", "wrong_log"})
 """What asking for a decision can come to, beside the reason why it came to nothing: see `came_of`."""
 
 
@@ -224,11 +224,9 @@ def at_participant(b: Branch, coordinator: str, now: datetime) -> Iterator[str]:
 
 def came_of(answer: str) -> str:
     """What asking for one decision by hand has come to. answer: an outcome or another answer of the coordinator's as
-    Resolve has them, in lower case; the reason why it could not be ended; "" where it was not asked."""
+    Resolve has them, in lower case; or the reason why it could not be ended."""
     later = "nothing was changed, and the sweeper asks again"
     match answer:
-        case "":
-            return "it was not asked: its driver may still be at work, and to ask is to fence. The sweeper asks in time"
         case "committed":
             return "it was decided committed: published"
         case "aborted":

@@ -85,3 +85,17 @@ def profiles_client(
         )
     server.drain(1)
     resolver.close()
+
+
+@pytest.fixture(scope="module")
+def creating_server(
+    profiles_engine: Engine, profiles_participant: Participant, profiles_coordinator: ScriptedCoordinator
+) -> Iterator[Server]:
+    """A profiles whose updates create."""
+    server = Server("127.0.0.1:0")
+    resolver = Resolver(profiles_participant, {"identity": profiles_coordinator.address})
+    ProfilesServicer(Reader(profiles_engine, resolver), updates_create=True).add_to(server)
+    server.start()
+    yield server
+    server.drain(1)
+    resolver.close()

@@ -15,10 +15,11 @@ import identity_stub.cli
 from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import backfill_batch, seeding
 from identity_stub.migration.backfill import Backfill
-from identity_stub.migration.backfill_accounts import BUSINESSES, KINDS, REJECTED, USERS, Shard
+from identity_stub.migration.backfill_accounts import BUSINESSES, KINDS, USERS, Shard
 from identity_stub.migration.backfill_report import Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
 from identity_stub.migration.mapping import Refusal
+from identity_stub.users import REJECTED
 from tandem.coordinator.driver import Coordinator
 from tandem.profiles import ids
 from tandem.profiles.v1 import business_pb2, person_pb2

@@ -34,7 +34,6 @@ from tandem.identity.v1 import identity_service_pb2_grpc
 from tandem.kafka import decisions
 from tandem.kafka.relay import Relay
 from tandem.participant.metrics import ParticipantMetrics
-from tandem.participant.participant import Participant
 from tandem.participant.transaction import ResolvedBy
 from tandem.profiles.topics import REQUESTED, settled
 from tandem.profiles.updates import OnConflict, Updates
@@ -48,6 +47,8 @@ from tests.integration.test_identity_house import (
     create_user,
     fresh,
     home,
+    invite,
+    participant_of,
     person,
     refusal,
     registered,
@@ -194,14 +195,7 @@ WAIT_S = 0.1
 
 def _commits(house: Home, on: Line) -> tuple[Works, Works]:
     """The decisions come to profiles; identity's part is the driver's, and recovery's."""
-    participant = Participant(
-        house.profiles,
-        name="profiles",
-        resource=ProfilesResource(),
-        coordinators=["identity"],
-        times=Times(),
-        metrics=ParticipantMetrics(CollectorRegistry()),
-    )
+    participant = participant_of(house.profiles, Times(), ParticipantMetrics(CollectorRegistry()))
     handle = decisions.committing(lambda keys: participant.commit(keys, ResolvedBy.COORDINATOR))
     commits = on.consumer(decisions.topic(on.cluster, "profiles"), handle, group="profiles.commits")
     return [partial(commits.run_once, WAIT_S)], []
@@ -405,15 +399,7 @@ def test_a_role_in_an_older_business(bench: Bench) -> None:
     """`roles`: it is in profiles, too; else in identity only, and the person is made all the same."""
     owner = bench.stub.SignUp(sign_up(request_id=fresh(), business=business()), timeout=20)
     bench.quiet(owner)
-    invitation = bench.stub.InviteUser(
-        pb.InviteUserRequest(
-            business_id=owner.business.business_id,
-            inviter_user_id=owner.user.user_id,
-            email=address(),
-            role=business_pb2.ROLE_DIRECTOR,
-        ),
-        timeout=20,
-    ).invitation
+    invitation = invite(bench.stub, owner, role=business_pb2.ROLE_DIRECTOR)
     answer = bench.stub.AcceptInvitation(
         pb.AcceptInvitationRequest(request_id=fresh(), invitation_id=invitation.invitation_id, person=person()),
         timeout=20,

@@ -16,7 +16,6 @@ from uuid_utils.compat import uuid7
 
 from identity_stub.provisioning.hybrid import Hybrid
 from lab.broker import Broker
-from profiles_server.profiles import ProfilesResource
 from tandem.coordinator.driver import Coordinator
 from tandem.coordinator.recovery import Recovery
 from tandem.identity.v1 import identity_service_pb2 as pb
@@ -31,7 +30,7 @@ from tandem.participant.transaction import ResolvedBy
 from tandem.runtime.errors import Reason
 from tandem.runtime.times import Times
 from tandem.v1 import participant_pb2, transaction_pb2
-from tests.integration.test_identity_house import Home, fresh, home, refusal, sign_up
+from tests.integration.test_identity_house import Home, fresh, home, participant_of, refusal, sign_up
 from tests.support.kafka import Line, line, run_until
 from tests.support.rules import eventually
 
@@ -81,14 +80,7 @@ def staged(house: Home, on: Broker, stack: ExitStack) -> Stage:
     coordinator = Coordinator(house.identity, name="identity", participants=targets, commits=commits)
     stack.callback(coordinator.close)
     registry = CollectorRegistry()
-    participant = Participant(
-        house.profiles,
-        name="profiles",
-        resource=ProfilesResource(),
-        coordinators=["identity"],
-        times=Times(),
-        metrics=ParticipantMetrics(registry),
-    )
+    participant = participant_of(house.profiles, Times(), ParticipantMetrics(registry))
     handle = decisions.committing(lambda keys: participant.commit(keys, ResolvedBy.COORDINATOR))
     consumer = made.consumer(decisions.topic(made.cluster, "profiles"), handle, group="profiles.commits")
     stub = stack.enter_context(house.beside(Hybrid(coordinator)))

@@ -12,7 +12,17 @@ from identity_stub.explain import Sources, explain
 from tandem.coordinator.participants import Participants
 from tandem.identity.v1 import identity_service_pb2 as pb
 from tandem.profiles.v1 import business_pb2, person_pb2
-from tests.integration.test_identity_house import CANARY, Home, address, create_user, fresh, home, person, sign_up
+from tests.integration.test_identity_house import (
+    CANARY,
+    Home,
+    address,
+    create_user,
+    fresh,
+    home,
+    invitation_of,
+    person,
+    sign_up,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +129,7 @@ def test_unknown(sources: Sources) -> None:
 def test_without_a_transaction(house: Home, sources: Sources) -> None:
     """An invitation is identity's own affair; accepting it is not."""
     owner = house.stub.SignUp(sign_up())
-    inviting = pb.InviteUserRequest(
-        request_id=fresh(),
-        business_id=owner.business.business_id,
-        inviter_user_id=owner.user.user_id,
-        email=address(),
-        role=business_pb2.ROLE_SECRETARY,
-    )
+    inviting = invitation_of(owner, request_id=fresh(), role=business_pb2.ROLE_SECRETARY)
     invitation = house.stub.InviteUser(inviting).invitation
     text = told(sources, inviting.request_id)
     assert f"it succeeded and stands for the invitation {invitation.invitation_id}." in text

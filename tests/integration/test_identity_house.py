@@ -158,6 +158,34 @@ class Home:
         facts.close()
 
 
+def participant_of(profiles: Engine, times: Times, metrics: ParticipantMetrics) -> Participant:
+    """A participant over profiles' database."""
+    return Participant(
+        profiles,
+        name="profiles",
+        resource=ProfilesResource(),
+        coordinators=["identity"],
+        times=times,
+        metrics=metrics,
+    )
+
+
+def invitation_of(owner: pb.SignUpResponse, **fields: object) -> pb.InviteUserRequest:
+    """Into the owner's business."""
+    fields.setdefault("business_id", owner.business.business_id)
+    fields.setdefault("inviter_user_id", owner.user.user_id)
+    fields.setdefault("email", address())
+    fields.setdefault("role", business_pb2.ROLE_OFFICER)
+    return pb.InviteUserRequest(**fields)  # type: ignore[arg-type]
+
+
+def invite(
+    stub: identity_service_pb2_grpc.IdentityServiceStub, owner: pb.SignUpResponse, **fields: object
+) -> pb.Invitation:
+    """An invitation into the owner's business."""
+    return stub.InviteUser(invitation_of(owner, **fields), timeout=20).invitation
+
+
 @contextmanager
 def home(url_of: Callable[[str], str]) -> Iterator[Home]:
     """A home on fresh databases."""
@@ -172,14 +200,7 @@ def home(url_of: Callable[[str], str]) -> Iterator[Home]:
     server = Server("127.0.0.1:0", reserved=RESERVED)
     profiles_server = Server("127.0.0.1:0")
     metrics = ParticipantMetrics(CollectorRegistry())
-    participant = Participant(
-        profiles,
-        name="profiles",
-        resource=ProfilesResource(),
-        coordinators=["identity"],
-        times=times,
-        metrics=metrics,
-    )
+    participant = participant_of(profiles, times, metrics)
     resolver = Resolver(participant, {"identity": server.address})
     ParticipantServicer(participant, resolver).add_to(profiles_server)
     ProfilesServicer(Reader(profiles, resolver), updates_create=True).add_to(profiles_server)

@@ -31,6 +31,8 @@ from tests.integration.test_identity_house import (
     create_user,
     fresh,
     home,
+    invitation_of,
+    invite,
     person,
     refusal,
     registered,
@@ -122,13 +124,7 @@ def test_invite_and_accept(house: Home, stub: Stub) -> None:
         answer.user.person_id,
     }
     # The new director may invite as well.
-    other = pb.InviteUserRequest(
-        business_id=owner.business.business_id,
-        inviter_user_id=answer.user.user_id,
-        email=address(),
-        role=business_pb2.ROLE_OFFICER,
-    )
-    assert stub.InviteUser(other).invitation.role == business_pb2.ROLE_OFFICER
+    assert invite(stub, owner, inviter_user_id=answer.user.user_id).role == business_pb2.ROLE_OFFICER
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -487,15 +483,3 @@ def prepared(house: Home) -> int:
     """How many transactions profiles has ever been asked to prepare."""
     with house.profiles.connect() as connection:
         return int(connection.exec_driver_sql("SELECT count(*) FROM twophase.prepared_transaction").scalar_one())
-
-
-def invitation_of(owner: pb.SignUpResponse, **fields: object) -> pb.InviteUserRequest:
-    fields.setdefault("business_id", owner.business.business_id)
-    fields.setdefault("inviter_user_id", owner.user.user_id)
-    fields.setdefault("email", address())
-    fields.setdefault("role", business_pb2.ROLE_OFFICER)
-    return pb.InviteUserRequest(**fields)  # type: ignore[arg-type]
-
-
-def invite(stub: Stub, owner: pb.SignUpResponse, **fields: object) -> pb.Invitation:
-    return stub.InviteUser(invitation_of(owner, **fields)).invitation

@@ -7,12 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy.engine import Engine
 
-from profiles_server.resolving import Reader
-from profiles_server.servicer import ProfilesServicer
-from tandem.participant.participant import Participant
-from tandem.participant.resolver import Resolver
 from tandem.profiles.client import open_profiles
 from tandem.profiles.updates import Conflicting, OnConflict, Updates
 from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
@@ -20,7 +15,6 @@ from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.runtime.errors import Reason, TandemError
 from tandem.runtime.server import Server
 from tests.integration.profiles_support import person, registered
-from tests.support.rules import ScriptedCoordinator
 
 pytest_plugins = ["tests.integration.profiles_fixtures"]
 
@@ -61,22 +55,9 @@ class Lost(grpc.RpcError):
         return ()
 
 
-@pytest.fixture(scope="module")
-def server(
-    profiles_engine: Engine, profiles_participant: Participant, profiles_coordinator: ScriptedCoordinator
-) -> Iterator[Server]:
-    server = Server("127.0.0.1:0")
-    resolver = Resolver(profiles_participant, {"identity": profiles_coordinator.address})
-    ProfilesServicer(Reader(profiles_engine, resolver), updates_create=True).add_to(server)
-    server.start()
-    yield server
-    server.drain(1)
-    resolver.close()
-
-
 @pytest.fixture
-def stub(server: Server) -> Iterator[Losing]:
-    with open_profiles(server.address) as channel:
+def stub(creating_server: Server) -> Iterator[Losing]:
+    with open_profiles(creating_server.address) as channel:
         yield Losing(profiles_service_pb2_grpc.ProfilesServiceStub(channel))
 
 

@@ -14,10 +14,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from sqlalchemy.engine import Engine
 
-from profiles_server.resolving import Reader
-from profiles_server.servicer import ProfilesServicer
 from tandem.participant.participant import Participant
-from tandem.participant.resolver import Resolver
 from tandem.profiles.v1 import business_pb2, person_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as pb
 from tandem.runtime.errors import Reason, TandemError
@@ -32,18 +29,9 @@ Stub = profiles_service_pb2_grpc.ProfilesServiceStub
 
 
 @pytest.fixture(scope="module")
-def profiles(
-    profiles_engine: Engine, profiles_participant: Participant, profiles_coordinator: ScriptedCoordinator
-) -> Iterator[Stub]:
-    """A profiles whose updates create."""
-    server = Server("127.0.0.1:0")
-    resolver = Resolver(profiles_participant, {"identity": profiles_coordinator.address})
-    ProfilesServicer(Reader(profiles_engine, resolver), updates_create=True).add_to(server)
-    server.start()
-    with grpc.insecure_channel(server.address) as channel:
+def profiles(creating_server: Server) -> Iterator[Stub]:
+    with grpc.insecure_channel(creating_server.address) as channel:
         yield profiles_service_pb2_grpc.ProfilesServiceStub(channel)
-    server.drain(1)
-    resolver.close()
 
 
 def first(entity: person_pb2.Person | business_pb2.Business, *paths: str) -> Any:

@@ -37,11 +37,11 @@ from tests.integration.old_accounts import old_business, old_user
 from tests.integration.test_identity_house import (
     CANARY,
     Home,
-    address,
     business,
     create_user,
     fresh,
     home,
+    invite,
     person,
     sign_up,
 )
@@ -252,17 +252,9 @@ def test_nothing_is_found_where_there_is_nothing(house: Home, channel: grpc.Chan
         try:
             while not stop.is_set():
                 made = house.stub.SignUp(sign_up(request_id=fresh()), timeout=20)
-                invited = house.stub.InviteUser(
-                    pb.InviteUserRequest(
-                        business_id=made.business.business_id,
-                        inviter_user_id=made.user.user_id,
-                        email=address(),
-                        role=business_pb2.ROLE_DIRECTOR,
-                    ),
-                    timeout=20,
-                )
+                invitation = invite(house.stub, made, role=business_pb2.ROLE_DIRECTOR)
                 house.stub.AcceptInvitation(
-                    pb.AcceptInvitationRequest(invitation_id=invited.invitation.invitation_id, person=person()),
+                    pb.AcceptInvitationRequest(invitation_id=invitation.invitation_id, person=person()),
                     timeout=20,
                 )
                 business_id = old_business(house, old_user(house))

@@ -38,6 +38,7 @@ from tests.integration.test_identity_house import (
     create_user,
     fresh,
     home,
+    invite,
     person,
     registered,
     sign_up,
@@ -235,14 +236,7 @@ def test_a_message_that_comes_again_or_late_changes_nothing(stage: Stage) -> Non
 def test_a_role_comes_after_its_business(stage: Stage) -> None:
     """Both wait in the outbox at the same time: the same key keeps their order, so nothing is rejected."""
     owner = stage.stub.SignUp(sign_up())
-    invitation = stage.stub.InviteUser(
-        pb.InviteUserRequest(
-            business_id=owner.business.business_id,
-            inviter_user_id=owner.user.user_id,
-            email="Invited.Saga@example.org",
-            role=business_pb2.ROLE_DIRECTOR,
-        )
-    ).invitation
+    invitation = invite(stage.stub, owner, email="Invited.Saga@example.org", role=business_pb2.ROLE_DIRECTOR)
     accepted = stage.stub.AcceptInvitation(
         pb.AcceptInvitationRequest(invitation_id=invitation.invitation_id, person=person())
     )
