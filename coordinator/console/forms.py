@@ -39,5 +39,5 @@ def check(form: Mapping[str, str], keys: Keys, what: str) -> None:
 
 
 def operator_in(form: Mapping[str, str]) -> Operator:
-    """Who acts and why. Raises InvalidRequest. A browser sends each line's end as CR LF, whatever it was shown."""
-    return Operator(form.get("actor", "").strip(), form.get("reason", "").replace("\r\n", "\n").strip())
+    """Who acts and why. Raises InvalidRequest."""
+    return Operator(form.get("actor", "").strip(), form.get("reason", "").strip())

@@ -18,7 +18,7 @@ from coordinator.console.forms import check, deed, key_in, operator_in, path_of
 from coordinator.console.remote import OUTCOMES
 from coordinator.console.security import Keys, form_of
 from tandem.runtime import telling
-from tandem.runtime.errors import InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.errors import InvalidRequest, Violation
 from tandem.runtime.identifiers import TransactionKey
 
 NONE, ELSEWHERE = "none", "elsewhere"
@@ -106,7 +106,6 @@ class Ordering:
         """Does what was tried and confirmed, and nothing else: the signature covers all of it."""
         key, name = self._about(request)
         form = await form_of(request)
-        form["reason"] = form.get("reason", "").replace("\r\n", "\n")
         what = [form.get(field, "") for field in ("outcome", "actor", "reason", "seen")]
         check(form, self._keys, deed("force now", key, name, *what))
         return await run_in_threadpool(self._force, key, name, form)
@@ -121,11 +120,7 @@ class Ordering:
 
     def _about(self, request: Request) -> tuple[TransactionKey, str]:
         name: str = request.path_params["participant"]
-        if name not in self._sources.operations.names:
-            raise TandemError(
-                "This coordinator has no operator token for this participant: its own command line does it.",
-                reason=Reason.NOT_FOUND,
-            )
+        self._sources.operations.check(name)
         return key_in(request), name
 
     def _form(

@@ -62,6 +62,14 @@ class Operations:
         """The participants that take orders."""
         return frozenset(self._stubs)
 
+    def check(self, name: str) -> None:
+        """Raises NOT_FOUND where the participant takes no orders from here."""
+        if name not in self._stubs:
+            raise TandemError(
+                "This coordinator has no operator token for this participant: its own command line does it.",
+                reason=Reason.NOT_FOUND,
+            )
+
     def force(
         self, name: str, key: TransactionKey, outcome: str, by: Operator, *, dry_run: bool
     ) -> pb.ForceTransactionResponse:
@@ -78,8 +86,6 @@ class Operations:
         """Has the participant ask for the decision now; the answer, for `telling.came_of`. Raises like `force`."""
         request = pb.ResolveNowRequest(key=key_to(key), actor=by.actor, reason=by.reason)
         answer: pb.ResolveNowResponse = self._ask(name, self._stub(name).ResolveNow, request, changes=True)
-        if not answer.HasField("result"):
-            return ""
         if answer.result.status.code:
             return from_status(answer.result.status).reason.value
         return coordinator_pb2.ResolveResult.Outcome.Name(answer.result.outcome).removeprefix("OUTCOME_").lower()
@@ -90,13 +96,8 @@ class Operations:
             channel.close()
 
     def _stub(self, name: str) -> operations_pb2_grpc.ParticipantOperationsServiceStub:
-        try:
-            return self._stubs[name]
-        except KeyError:
-            raise TandemError(
-                "this coordinator has no operator token for this participant: its own command line does it",
-                reason=Reason.NOT_FOUND,
-            ) from None
+        self.check(name)
+        return self._stubs[name]
 
     def _ask(self, name: str, call: Callable[..., A], request: object, *, changes: bool) -> A:
         metadata = (bearer(self._tokens[name]), *(outgoing() or ()))

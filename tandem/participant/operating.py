@@ -83,20 +83,15 @@ def force(
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What came of asking now. answer: the coordinator's; None where it was not asked, since the driver may be at work.
+    """What came of asking now. answer: the coordinator's, or why there is none. at: when that was recorded."""
 
-    at: when that was recorded.
-    """
-
-    answer: Outcome | TandemError | None
+    answer: Outcome | TandemError
     at: datetime
 
     @property
     def word(self) -> str:
         """The answer, for `telling.came_of`."""
-        if isinstance(self.answer, TandemError):
-            return self.answer.reason.value
-        return "" if self.answer is None else self.answer.value
+        return self.answer.reason.value if isinstance(self.answer, TandemError) else self.answer.value
 
 
 def resolve(
@@ -119,8 +114,7 @@ def resolve(
     if row.state == State.PREPARED.value:
         met = resolver.meet([key], by=ResolvedBy.SWEEPER, timeout_s=timeout_s, fence_after_s=after_s)
         return Resolved(met[key], at)
-    if row.age_s <= after_s:
-        return Resolved(None, at)
+    # It was forced, so its driver has given up.
     questions = {key.coordinator: [in_doubt(row)]}
     ((_, _, settled),) = resolver.settle(questions, by=ResolvedBy.SWEEPER, timeout_s=timeout_s)
     return Resolved(settled if isinstance(settled, TandemError) else settled[key], at)

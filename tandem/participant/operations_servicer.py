@@ -85,11 +85,8 @@ class OperationsServicer(operations_pb2_grpc.ParticipantOperationsServiceService
             raise TandemError("nothing was begun: the caller's deadline is too near", reason=Reason.DEADLINE_PASSED)
 
 
-def _result(answer: Outcome | TandemError | None) -> coordinator_pb2.ResolveResult | None:
-    match answer:
-        case None:
-            return None
-        case TandemError():
-            return coordinator_pb2.ResolveResult(status=to_status(answer))
+def _result(answer: Outcome | TandemError) -> coordinator_pb2.ResolveResult:
+    if isinstance(answer, TandemError):
+        return coordinator_pb2.ResolveResult(status=to_status(answer))
     outcome = coordinator_pb2.ResolveResult.Outcome.Value(f"OUTCOME_{answer.name}")
     return coordinator_pb2.ResolveResult(status=ok(), outcome=outcome)

@@ -144,9 +144,7 @@ class ResolveNowResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> _coordinator_pb2.ResolveResult:
-        """What the coordinator answered, applied where it is an outcome; its status says why it could not be ended. Not set
-        where it was not asked: its driver may still be at work, and to ask is to fence.
-        """
+        """What the coordinator answered, applied where it is an outcome; its status says why it could not be ended."""
 
     @_builtins.property
     def record_time(self) -> _timestamp_pb2.Timestamp:

@@ -64,7 +64,7 @@ class ParticipantOperationsServiceServicer:
     def ForceTransaction(self, request, context):
         """Ends a prepared transaction by hand: a heuristic outcome, which may contradict the decision. It is counted, and the
         sweeper goes on asking: agreement confirms it, contradiction parks it. NOT_FOUND where nothing is known of it;
-        INVALID_ARGUMENT where it is not prepared.
+        INVALID_ARGUMENT where it is not prepared, or younger than push_after: its driver may be at work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class ParticipantOperationsServiceStub:
     ForceTransaction: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ForceTransactionRequest, _operations_pb2.ForceTransactionResponse]
     """Ends a prepared transaction by hand: a heuristic outcome, which may contradict the decision. It is counted, and the
     sweeper goes on asking: agreement confirms it, contradiction parks it. NOT_FOUND where nothing is known of it;
-    INVALID_ARGUMENT where it is not prepared.
+    INVALID_ARGUMENT where it is not prepared, or younger than push_after: its driver may be at work.
     """
     ResolveNow: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResolveNowRequest, _operations_pb2.ResolveNowResponse]
     """Asks the coordinator for the decision now, parked or not, and applies what it answers. It is asked with a fence only
@@ -64,7 +64,7 @@ class ParticipantOperationsServiceAsyncStub(ParticipantOperationsServiceStub):
     ForceTransaction: _aio.UnaryUnaryMultiCallable[_operations_pb2.ForceTransactionRequest, _operations_pb2.ForceTransactionResponse]  # type: ignore[assignment]
     """Ends a prepared transaction by hand: a heuristic outcome, which may contradict the decision. It is counted, and the
     sweeper goes on asking: agreement confirms it, contradiction parks it. NOT_FOUND where nothing is known of it;
-    INVALID_ARGUMENT where it is not prepared.
+    INVALID_ARGUMENT where it is not prepared, or younger than push_after: its driver may be at work.
     """
     ResolveNow: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResolveNowRequest, _operations_pb2.ResolveNowResponse]  # type: ignore[assignment]
     """Asks the coordinator for the decision now, parked or not, and applies what it answers. It is asked with a fence only
@@ -89,7 +89,7 @@ class ParticipantOperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.ForceTransactionResponse, _abc.Awaitable[_operations_pb2.ForceTransactionResponse]]:
         """Ends a prepared transaction by hand: a heuristic outcome, which may contradict the decision. It is counted, and the
         sweeper goes on asking: agreement confirms it, contradiction parks it. NOT_FOUND where nothing is known of it;
-        INVALID_ARGUMENT where it is not prepared.
+        INVALID_ARGUMENT where it is not prepared, or younger than push_after: its driver may be at work.
         """
 
     @_abc_1.abstractmethod
