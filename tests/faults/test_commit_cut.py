@@ -6,6 +6,7 @@ database: never "not committed" where it is committed, never "committed" where i
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -288,9 +289,12 @@ def test_cut_for_good(house: House, postgres: EmbeddedPostgres) -> None:
     """
     heard = len(COMMIT_REPLY)
     cues = [*AT_COMMIT, *AT_REPLY]
+    # Recovery, which one of them runs, delivers what is due of all of them: each looks first at what it has left.
+    looked = threading.Barrier(len(cues))
 
     def one(cue: Cue, kind: str) -> tuple[str, str]:
-        with through_a_proxy(house, postgres, kind, None) as case:
+        with through_a_proxy(house, postgres, kind, None) as case, ExitStack() as stack:
+            stack.callback(looked.abort)
             case.proxy.set(Fault(Act.CUT, cue, then=Fault(Act.CUT)))
             said = case.run()
             if said == "unknown":
@@ -298,6 +302,8 @@ def test_cut_for_good(house: House, postgres: EmbeddedPostgres) -> None:
                     assert case.tx is not None
                     case.tx.finish()
                 assert case.account == "prepared"
+            looked.wait(2 * SETTLE_S + BOUND_S)
+            stack.pop_all()
             case.proxy.heal()
             if said == "committed":
                 # It was delivered, only the log could not be told so.
