@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from identity_stub.client import CALL_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Identity, may_pass
 from lab.torture import content
+from lab.torture.eventual import LAST
 from lab.torture.history import Answer, Call, History
 from lab.torture.invariants import TRANSPORT
 from lab.torture.plan import PATIENCE_S
@@ -38,6 +40,9 @@ NEWEST_SHARE = 0.8
 
 DUPLICATES_SHARE = 0.12
 """Of creates: they ask for what is taken."""
+
+LAST_LOOKS = 200
+"""Users, and businesses, that are looked at in the end."""
 
 _PERHAPS = frozenset(
     {
@@ -129,11 +134,7 @@ class Client(threading.Thread):
         opening: list[Callable[[], None]] = [call for call, _ in kinds]
         opening += [lambda: self._sign_up(taken=True), lambda: self._create_user(taken=True)]
         calls, weights = [call for call, _ in kinds], [weight for _, weight in kinds]
-        with (
-            Identity(self._address["identity"], patience_s=PATIENCE_S) as self._identity,
-            open_profiles(self._address["profiles"]) as channel,
-        ):
-            self._profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
+        with self._connected():
             try:
                 for call in opening:
                     call()
@@ -142,6 +143,15 @@ class Client(threading.Thread):
                     self._random.choices(calls, weights)[0]()
             except Exception as error:  # a client must not die unseen
                 self.failure = error
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        with (
+            Identity(self._address["identity"], patience_s=PATIENCE_S) as self._identity,
+            open_profiles(self._address["profiles"]) as channel,
+        ):
+            self._profiles = profiles_service_pb2_grpc.ProfilesServiceStub(channel)
+            yield
 
     # --- creating ---------------------------------------------------------------------------------------------
 
@@ -169,7 +179,8 @@ class Client(threading.Thread):
             "owner": answer.user.user_id,
             "registration": registration,
         }
-        user = self._told(call, answer.user, business_id=business["business_id"], entity_id=business["entity_id"])
+        ids = {key: business[key] for key in ("business_id", "entity_id")}
+        user = self._told(call, answer.user, business_status=_status(answer.business), **ids)
         self._world.add("business", business)
         self._look_at_business(business)
         self._look_at_user(user)
@@ -234,26 +245,28 @@ class Client(threading.Thread):
         if business is not None:
             self._look_at_business(business)
 
-    def _look_at_user(self, user: Mapping[str, str]) -> None:
+    def _look_at_user(self, user: Mapping[str, str], **asked: str) -> None:
         """At the person first: what was acknowledged a moment ago may still be in doubt there."""
-        self._person(user["person_id"])
-        call = self._begin("read_user", id=user["user_id"])
+        self._person(user["person_id"], **asked)
+        call = self._begin("read_user", id=user["user_id"], **asked)
         answer = self._read(call, self._identity.stub.GetUser, identity_pb.GetUserRequest(user_id=user["user_id"]))
         if answer is not None:
-            self._history.end(call, Answer.OK, version="1", value=answer.user.email, people="")
+            told = {"value": answer.user.email, "profile": answer.user.person_id, **_standing(answer.user)}
+            self._history.end(call, Answer.OK, version="1", people="", **told)
 
-    def _look_at_business(self, business: Mapping[str, str]) -> None:
-        self._business(business["entity_id"])
-        call = self._begin("read_account", id=business["business_id"])
+    def _look_at_business(self, business: Mapping[str, str], **asked: str) -> None:
+        self._business(business["entity_id"], **asked)
+        call = self._begin("read_account", id=business["business_id"], **asked)
         request = identity_pb.GetBusinessRequest(business_id=business["business_id"])
         answer = self._read(call, self._identity.stub.GetBusiness, request)
         if answer is not None:
             members = [f"{member.user_id}:{_role(member.role)}" for member in answer.business.members]
-            value = answer.business.profile_business_id
-            self._history.end(call, Answer.OK, version="1", value=value, people=" ".join(members))
+            entity_id = answer.business.profile_business_id
+            told = {"value": entity_id, "profile": entity_id, **_standing(answer.business)}
+            self._history.end(call, Answer.OK, version="1", people=" ".join(members), **told)
 
-    def _person(self, person_id: str) -> Any | None:
-        call = self._begin("read_person", id=person_id)
+    def _person(self, person_id: str, **asked: str) -> Any | None:
+        call = self._begin("read_person", id=person_id, **asked)
         answer = self._read(call, self._profiles.GetPerson, profiles_pb.GetPersonRequest(person_id=person_id))
         if answer is None:
             return None
@@ -261,8 +274,8 @@ class Client(threading.Thread):
         self._history.end(call, Answer.OK, version=str(person.version), value=person.name.display_name, people="")
         return person
 
-    def _business(self, entity_id: str) -> Any | None:
-        call = self._begin("read_business", id=entity_id)
+    def _business(self, entity_id: str, **asked: str) -> Any | None:
+        call = self._begin("read_business", id=entity_id, **asked)
         answer = self._read(call, self._profiles.GetBusiness, profiles_pb.GetBusinessRequest(business_id=entity_id))
         if answer is None:
             return None
@@ -345,14 +358,36 @@ class Client(threading.Thread):
         self._history.end(call, Answer.REFUSED if refused else Answer.UNKNOWN, error.reason.value + transport)
 
     def _told(self, call: Call, user: Any, **more: str) -> dict[str, str]:
-        self._history.end(call, Answer.OK, user_id=user.user_id, person_id=user.person_id, **more)
+        told = {"user_id": user.user_id, "person_id": user.person_id, "status": _status(user)}
+        self._history.end(call, Answer.OK, **told, **more)
         known = {"user_id": user.user_id, "person_id": user.person_id, "email": user.email}
         self._world.add("user", known)
         return known
 
+    def last_look(self) -> None:
+        """At some of those who were acknowledged, when everything is quiet. Not while the client runs."""
+        with self._connected():
+            for user in self._some(self._world.users):
+                self._look_at_user(user, when=LAST)
+            for business in self._some(self._world.businesses):
+                self._look_at_business(business, when=LAST)
+
+    def _some(self, known: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        return self._random.sample(known, min(LAST_LOOKS, len(known)))
+
     def _fresh(self) -> str:
         self._made += 1
         return f"c{self._number}n{self._made}"
+
+
+def _status(account: identity_pb.User | identity_pb.Business) -> str:
+    """What the account says of its profile, as its row has it."""
+    name = identity_pb.ProfileStatus.Name(account.profile_status)
+    return name.removeprefix("PROFILE_STATUS_").lower()
+
+
+def _standing(account: identity_pb.User | identity_pb.Business) -> dict[str, str]:
+    return {"status": _status(account), "why": account.profile_reason}
 
 
 def _role(role: business_pb2.Role.ValueType) -> str:

@@ -14,6 +14,7 @@ class Family(StrEnum):
     DATABASE = "database"
     WIRE = "wire"
     PAUSE = "pause"
+    BROKER = "broker"
 
 
 @dataclass

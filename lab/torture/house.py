@@ -1,20 +1,28 @@
-"""Two PostgreSQL servers and the processes, with a wire between any two that can be cut, silenced or slowed."""
+"""Two PostgreSQL servers, a broker where the design has one, and the processes, with a wire between any two that can be
+cut, silenced or slowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from sqlalchemy.engine import make_url
 
 from lab import checks, processes
+from lab.broker import Broker
 from lab.processes import Service
 from lab.proxy import TcpProxy
+from lab.torture import messages
+from lab.wire_kafka import Replies
 from lab.wire_pg import ClientMessages
 from tandem.runtime import _postgres_keeper as keeper
 from tandem.runtime.postgres import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from lab.torture.designs import Design
 
 TTL_S = 10
 """The shortest that the product allows."""
@@ -25,8 +33,9 @@ DATABASE_OF = {"identity": "identity", "coordinator": "identity", "profiles": "p
 SERVICES = ("identity", "profiles", "coordinator")
 DATABASES = ("PostgreSQL of identity", "PostgreSQL of profiles")
 INNER_WIRES = ("identity to profiles", "profiles to coordinator", "coordinator to profiles")
-DATABASE_WIRES = tuple(f"{service} to its database" for service in SERVICES)
 CLIENT_WIRES = ("clients to identity", "clients to profiles")
+
+BROKER = "Kafka"
 
 CONTROLS = ("dual-write", "sweep-by-age")
 
@@ -45,46 +54,51 @@ def _at_once(work: Callable[[T], object], items: Iterable[T]) -> None:
             done.result()
 
 
+def _start(server: EmbeddedPostgres | Broker) -> None:
+    server.start()
+
+
 class House:
     """Everything that a run needs. control: which naive code takes the place of the product's, if any."""
 
-    def __init__(self, folder: Path, *, control: str = "") -> None:
+    def __init__(self, folder: Path, design: Design, *, control: str = "") -> None:
         self.folder = folder
+        self.targets = design.targets
+        self._settings = design.settings
+        self._confirms = design.confirms
+        self.broker = Broker(folder / "broker") if design.targets.has_broker else None
         self.databases = {name: EmbeddedPostgres(folder / f"postgres-{name}") for name in ("identity", "profiles")}
         ports = {name: processes.free_port() for name in ("profiles", "coordinator", "identity")}
         self.address = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         self._control = control
+        self._prefix = f"torture-{uuid4().hex[:8]}"
         self.services: dict[str, Service] = {}
         self.wires: dict[str, TcpProxy] = {}
         self.confirmed: list[str] = []
 
-    @property
-    def victims(self) -> tuple[str, ...]:
-        """Everything that can be broken."""
-        return (*SERVICES, *DATABASES, *INNER_WIRES, *DATABASE_WIRES, *CLIENT_WIRES)
-
     def start(self) -> checks.Databases:
         """From nothing: servers, tables, processes."""
-        _at_once(EmbeddedPostgres.start, self.databases.values())
+        servers: list[EmbeddedPostgres | Broker] = [*self.databases.values(), *([self.broker] if self.broker else [])]
+        _at_once(_start, servers)
         urls = {name: server.database_url(name) for name, server in self.databases.items()}
-        for wire in INNER_WIRES:
+        for wire in self.targets.inner_wires:
             self.wires[wire] = TcpProxy(self.address[wire.rpartition(" to ")[2]])
         for wire in CLIENT_WIRES:
             self.wires[wire] = TcpProxy(self.address[wire.rpartition(" to ")[2]], max_links=MAX_CLIENT_LINKS)
-        over = {name: self._wired(name, database) for name, database in DATABASE_OF.items()}
+        over = {name: self._wired(name, DATABASE_OF[name]) for name in self.targets.services}
+        kafka = {name: self._brokers(name) for name in over}
         shared = {"TTL_S": str(TTL_S), "METRICS_LISTEN": "127.0.0.1:0", "LOG_LEVEL": "WARNING", "DRAIN_S": "1"}
-        sweeping = {
-            "COORDINATORS": f"identity={self.wires['profiles to coordinator'].address}",
-            "SWEEP_INTERVAL_S": "1",
+        sweeping = {"COORDINATORS": f"identity={self._by('profiles to coordinator')}", "SWEEP_INTERVAL_S": "1"}
+        preparing = {"PARTICIPANTS": f"profiles={self._by('identity to profiles')}", "RECOVERY_INTERVAL_S": "1"}
+        recovering = {"PARTICIPANTS": f"profiles={self._by('coordinator to profiles')}", "RECOVERY_INTERVAL_S": "1"}
+        own = {
+            "profiles": ("profiles_server", {**sweeping, **self._settings.profiles}),
+            "coordinator": ("coordinator", {**recovering, **self._settings.coordinator}),
+            "identity": ("identity_stub", {**preparing, **self._settings.identity}),
         }
-        preparing = {"PARTICIPANTS": f"profiles={self.wires['identity to profiles'].address}"}
-        recovering = {
-            "PARTICIPANTS": f"profiles={self.wires['coordinator to profiles'].address}",
-            "RECOVERY_INTERVAL_S": "1",
-        }
-        self._add("profiles", "profiles_server", over["profiles"], {**shared, **sweeping})
-        self._add("coordinator", "coordinator", over["coordinator"], {**shared, **recovering})
-        self._add("identity", "identity_stub", over["identity"], {**shared, **preparing})
+        for name, url in over.items():
+            module, settings = own[name]
+            self._add(name, module, url, {**shared, **kafka[name], **settings})
         _at_once(self._migrate, ("profiles", "identity"))
         if self._control == "dual-write":
             self.services["identity"].module = "lab.torture.naive_identity"
@@ -96,7 +110,7 @@ class House:
     def start_service(self, name: str) -> None:
         """Starts one of them; identity with the next of its ways to confirm. Raises ProcessFailed."""
         service = self.services[name]
-        if name == "identity":
+        if name == "identity" and self._confirms:
             confirm = CONFIRMS[len(self.confirmed) % len(CONFIRMS)]
             service.environment = {**service.environment, "IDENTITY_CONFIRM": confirm}
             service.start()
@@ -119,6 +133,26 @@ class House:
         environment |= {f"{prefix}LISTEN": self.address[name], f"{prefix}DATABASE_URL": url}
         self.services[name] = Service(module, self.address[name], environment, self.folder)
 
+    def _by(self, wire: str) -> str:
+        """Where the wire's end is reached: by way of the wire, if this design has it."""
+        return self.wires[wire].address if wire in self.wires else self.address[wire.rpartition(" to ")[2]]
+
+    def _brokers(self, service: str) -> dict[str, str]:
+        """What a service is told of the broker, by way of a wire of its own."""
+        wire = f"{service} to {BROKER}"
+        if self.broker is None or wire not in self.targets.broker_wires:
+            return {}
+        broker = self.broker.servers
+        proxy = TcpProxy(broker, replies=lambda: Replies(broker, proxy.port))
+        self.wires[wire] = proxy
+        # With a name of its own a consumer that was killed gets its partitions back as soon as it is there again.
+        return {
+            "KAFKA_SERVERS": proxy.address,
+            "KAFKA_PREFIX": self._prefix,
+            "KAFKA_INSTANCE": "only",
+            "KAFKA_SESSION_S": "6",
+        }
+
     def _wired(self, service: str, database: str) -> str:
         """The URL of a service's database, by way of a wire of its own."""
         url = make_url(self.databases[database].tcp_url(database))
@@ -130,8 +164,8 @@ class House:
         """After it was killed. It may listen elsewhere now. name: one of DATABASES."""
         server = self._server(name)
         server.start()
-        for service, database in DATABASE_OF.items():
-            if self.databases[database] is server:
+        for service in self.targets.services:
+            if self.databases[DATABASE_OF[service]] is server:
                 self.wires[f"{service} to its database"].target = f"127.0.0.1:{server.port}"
 
     def postmaster(self, name: str) -> int:
@@ -143,10 +177,37 @@ class House:
     def _server(self, name: str) -> EmbeddedPostgres:
         return self.databases[name.rpartition(" of ")[2]]
 
+    @property
+    def broker_pid(self) -> int:
+        """The broker's process; 0 where there is none of ours now."""
+        process = self.broker._process if self.broker else None
+        return process.pid if process else 0
+
+    @property
+    def broker_is_durable(self) -> bool:
+        """Whether it keeps what it has acknowledged when it is killed."""
+        return bool(getattr(self.broker, "is_durable", False))
+
+    def restart_broker(self) -> None:
+        """kill -9, and starts it again."""
+        assert self.broker is not None
+        self.broker.kill()
+        self.broker.start()
+
+    def again(self, most: int) -> int:
+        """Sends so many of its messages once more; how many there were."""
+        return messages.again(self.broker.servers, f"{self._prefix}.", most=most) if self.broker else 0
+
+    def buried(self) -> dict[str, int]:
+        """Dead-letter topic → messages in it."""
+        return messages.counted(self.broker.servers, f"{self._prefix}.", ".dead") if self.broker else {}
+
     def stop(self) -> None:
         """Everything, in the other order."""
         for service in reversed(list(self.services.values())):
             service.kill()
+        if self.broker is not None:
+            self.broker.stop()
         for wire in self.wires.values():
             wire.close()
         for server in self.databases.values():

@@ -1,6 +1,7 @@
 """Judges a history against both databases, by SQL; nothing of the product is used to judge it.
 
-I4 and I6, about versions, are in `versions.py`.
+These are two-phase's invariants, which the hybrid keeps as well. I4 and I6, about versions, are in `versions.py`; what
+designs are held to that bring a profile later is in `eventual.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lab.torture import content
 from lab.torture.faults import Fault, overlapping
 from lab.torture.history import Answer, Call
 from lab.torture.state import Entity, Role, State, entity_of, person_of
-from lab.torture.verdict import CREATES, Verdict, creations
+from lab.torture.verdict import AT_ONCE, CREATES, Promise, Verdict, creations
 from lab.torture.versions import never_missed, versions
 
 _ENTITIES_OF = {
@@ -37,32 +38,41 @@ def judge(
     """I0 to I6. protocol: whether decisions exist at all (not in the control group that has none)."""
     told = list(calls)
     return [
-        _explained(told, faults),
+        explained(told, state, faults),
         _both_sides(state, protocol=protocol),
-        _quiet(state, protocol=protocol),
+        quiet(state, protocol=protocol),
         _kept(told, state),
         never_missed(told),
-        _refused(told, state),
+        refused(told, state),
         versions(told, state),
     ]
 
 
-def _explained(calls: Sequence[Call], faults: Collection[Fault]) -> Verdict:
+def explained(calls: Sequence[Call], state: State, faults: Collection[Fault], promise: Promise = AT_ONCE) -> Verdict:
+    """I0. promise.refused: of which calls what is taken is refused at once."""
     verdict = Verdict("I0", "every answer is one that its call explains, and none is INTERNAL")
     for call in calls:
         verdict.judged += 1
+        taken = call.asked.get("duplicate") == "True" and call.kind in promise.refused
         if call.reason == f"INTERNAL{TRANSPORT}":
             if not overlapping(faults, call.began, call.over):
                 verdict.add("INTERNAL of the transport, without any fault", call)
         elif call.reason == "INTERNAL":
             verdict.add("INTERNAL", call)
         elif call.answer is Answer.REFUSED and call.kind in (*CREATES, "invite", *_EXPECTED):
-            expected = {"ALREADY_EXISTS"} if call.asked.get("duplicate") == "True" else _EXPECTED.get(call.kind, set())
-            if call.reason not in expected:
+            if call.reason not in ({"ALREADY_EXISTS"} if taken else _expected(call, state, promise)):
                 verdict.add("nothing spoke against it", call)
-        elif call.answer is Answer.OK and call.asked.get("duplicate") == "True":
+        elif call.answer is Answer.OK and taken:
             verdict.add("what is taken was given again", call)
     return verdict
+
+
+def _expected(call: Call, state: State, promise: Promise) -> set[str]:
+    """Reasons for a refusal, where nothing is taken. Nobody joins a business whose profile was rejected."""
+    if call.kind == "accept" and not promise.at_once:
+        standing = state.accounts.get(UUID(call.asked["business_id"]))
+        return {"REFUSED"} if standing is not None and standing.status == "rejected" else set()
+    return _EXPECTED.get(call.kind, set())
 
 
 # --- I1 and I2: the databases alone -------------------------------------------------------------------------------
@@ -82,8 +92,8 @@ def _both_sides(state: State, *, protocol: bool) -> Verdict:
         for id_ in sorted(split, key=str):
             row = known[kind].get(id_)
             verdict.add(
-                f"{kind} {_text(id_)} is on one side only: {f'{row.state} at profiles' if row else 'not at profiles'}",
-                keys=_texts(id_),
+                f"{kind} {text(id_)} is on one side only: {f'{row.state} at profiles' if row else 'not at profiles'}",
+                keys=texts(id_),
                 transactions=[row.transaction_id] if row else [],
             )
     held: dict[UUID, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -135,7 +145,8 @@ def _own_rows(state: State, user_id: UUID | None, business_id: UUID | None) -> b
     return (user_id is None or user_id in state.users) and (business_id is None or business_id in state.businesses)
 
 
-def _quiet(state: State, *, protocol: bool) -> Verdict:
+def quiet(state: State, *, protocol: bool = True) -> Verdict:
+    """I2. protocol: whether decisions exist at all."""
     verdict = Verdict("I2", "nothing is prepared, undelivered or parked")
     verdict.judged = len(state.prepared) + (len(state.decisions) if protocol else 0)
     for id_, row in state.prepared.items():
@@ -156,7 +167,7 @@ def _kept(calls: Sequence[Call], state: State) -> Verdict:
         if call.answer is not Answer.OK or call.kind not in (*CREATES, "invite"):
             continue
         verdict.judged += 1
-        wrong = _invitation_wrong(call, state) if call.kind == "invite" else _creation_wrong(call, state)
+        wrong = invitation_wrong(call, state) if call.kind == "invite" else _creation_wrong(call, state)
         if wrong:
             verdict.add("; ".join(wrong), call)
     _as_asked(verdict, calls, state)
@@ -170,17 +181,18 @@ def _as_asked(verdict: Verdict, calls: Sequence[Call], state: State) -> None:
         call = unknown.get(str(row.content.get("given_name")))
         if call is not None:
             wanted = content.person_row(call.asked["name"], call.asked["email"])
-            if wrong := _row_wrong("person", row, wanted, "display_name"):
+            if wrong := row_wrong("person", row, wanted, "display_name"):
                 verdict.add("; ".join(wrong), call, keys=[str(person_id)])
     for entity_id, row in state.entities.items():
-        call = _maker(unknown, row)
+        call = maker(unknown, row)
         if call is not None and call.kind == "sign_up":
             wanted = content.business_row(call.asked["name"], call.asked["registration"])
-            if wrong := _row_wrong("business", row, wanted, "legal_name"):
+            if wrong := row_wrong("business", row, wanted, "legal_name"):
                 verdict.add("; ".join(wrong), call, keys=[str(entity_id)])
 
 
-def _invitation_wrong(call: Call, state: State) -> list[str]:
+def invitation_wrong(call: Call, state: State) -> list[str]:
+    """What an acknowledged invitation has otherwise."""
     found = state.invitations.get(UUID(call.told["invitation_id"]))
     if found is None:
         return ["the invitation has gone"]
@@ -189,32 +201,45 @@ def _invitation_wrong(call: Call, state: State) -> list[str]:
 
 
 def _creation_wrong(call: Call, state: State) -> list[str]:
-    wrong: list[str] = []
-    user_id, person_id = UUID(call.told["user_id"]), UUID(call.told["person_id"])
-    name, email = call.asked["name"], call.asked["email"]
-    if state.users.get(user_id) != email:
-        wrong.append(f"the user's address is {state.users.get(user_id)}")
-    if person_of(user_id) != person_id:
-        wrong.append("the person's id is not the user's")
-    wrong += _row_wrong("person", state.persons.get(person_id), content.person_row(name, email), "display_name")
+    user_id, name = UUID(call.told["user_id"]), call.asked["name"]
+    wrong = account_wrong(call, state)
+    row = content.person_row(name, call.asked["email"])
+    wrong += row_wrong("person", state.persons.get(UUID(call.told["person_id"])), row, "display_name")
     if call.kind == "sign_up":
-        business_id, entity_id = UUID(call.told["business_id"]), UUID(call.told["entity_id"])
-        if entity_of(business_id) != entity_id:
+        row = content.business_row(name, call.asked["registration"])
+        wrong += row_wrong("business", state.entities.get(UUID(call.told["entity_id"])), row, "legal_name")
+        wrong += _role_wrong(state, UUID(call.told["business_id"]), user_id, "owner")
+    if call.kind == "accept":
+        wrong += _role_wrong(state, UUID(call.asked["business_id"]), user_id, "director")
+    return wrong
+
+
+def account_wrong(call: Call, state: State) -> list[str]:
+    """What identity has otherwise than it was acknowledged."""
+    wrong: list[str] = []
+    user_id = UUID(call.told["user_id"])
+    if state.users.get(user_id) != call.asked["email"]:
+        wrong.append(f"the user's address is {state.users.get(user_id)}")
+    if person_of(user_id) != UUID(call.told["person_id"]):
+        wrong.append("the person's id is not the user's")
+    if call.kind == "sign_up":
+        business_id = UUID(call.told["business_id"])
+        if entity_of(business_id) != UUID(call.told["entity_id"]):
             wrong.append("the business's id is not that of identity's")
         if business_id not in state.businesses:
             wrong.append("identity's business has gone")
-        row = content.business_row(name, call.asked["registration"])
-        wrong += _row_wrong("business", state.entities.get(entity_id), row, "legal_name")
-        wrong += _role_wrong(state, business_id, user_id, "owner")
+        if (business_id, user_id, "owner") not in state.members:
+            wrong.append("the owner is no member")
     if call.kind == "accept":
-        wrong += _role_wrong(state, UUID(call.asked["business_id"]), user_id, "director")
+        if (UUID(call.asked["business_id"]), user_id, "director") not in state.members:
+            wrong.append("the director is no member")
         invitation = state.invitations.get(UUID(call.asked["invitation_id"]))
         if invitation is None or invitation.accepted_by != user_id:
             wrong.append("the invitation does not say who has accepted it")
     return wrong
 
 
-def _row_wrong(kind: str, row: Entity | None, wanted: dict[str, object], updated: str) -> list[str]:
+def row_wrong(kind: str, row: Entity | None, wanted: dict[str, object], updated: str) -> list[str]:
     """What a row has otherwise than it was asked for. updated: the column that I6 judges."""
     if row is None:
         return [f"the {kind} has gone"]
@@ -227,16 +252,13 @@ def _row_wrong(kind: str, row: Entity | None, wanted: dict[str, object], updated
 
 
 def _role_wrong(state: State, business_id: UUID, user_id: UUID, role: str) -> list[str]:
-    wrong: list[str] = []
-    if (business_id, user_id, role) not in state.members:
-        wrong.append(f"the {role} is no member")
     entity = state.roles.get((entity_of(business_id), person_of(user_id), role))
     if entity is None or entity.state != "active":
-        wrong.append(f"the {role}'s role is {entity.state if entity else 'gone'}")
-    return wrong
+        return [f"the {role}'s role is {entity.state if entity else 'gone'}"]
+    return []
 
 
-def _refused(calls: Sequence[Call], state: State) -> Verdict:
+def refused(calls: Sequence[Call], state: State) -> Verdict:
     """Everything that exists was asked for by a call that was not refused."""
     verdict = Verdict("I5", "what was refused does not exist")
     made = creations(calls)
@@ -249,7 +271,7 @@ def _refused(calls: Sequence[Call], state: State) -> Verdict:
         if call is None or call.answer is Answer.REFUSED or call.kind not in kinds:
             why = "nobody asked for it" if call is None else f"its {call.kind} was {call.answer}"
             verdict.add(
-                f"{what} {_text(key)} exists: {why}", *([call] if call else []), keys=_texts(key),
+                f"{what} {text(key)} exists: {why}", *([call] if call else []), keys=texts(key),
                 transactions=[transaction] if transaction else [],
             )  # fmt: skip
 
@@ -258,7 +280,7 @@ def _refused(calls: Sequence[Call], state: State) -> Verdict:
     for person_id, row in state.persons.items():
         check("person", made.get(str(row.content.get("given_name"))), person_id, CREATES, row.transaction_id)
     for entity_id, row in state.entities.items():
-        check("business", _maker(made, row), entity_id, ("sign_up",), row.transaction_id)
+        check("business", maker(made, row), entity_id, ("sign_up",), row.transaction_id)
     for invitation_id, invitation in state.invitations.items():
         check("invitation", invites.get(invitation.email), invitation_id, ("invite",), None)
         if invitation.accepted_by is not None:
@@ -275,25 +297,27 @@ def _check_role(verdict: Verdict, state: State, made: dict[str, Call], role: Rol
     asked = call is not None and call.answer is not Answer.REFUSED and business is not None
     if asked and call is not None and business is not None:
         if role[2] == "owner":
-            asked = call.kind == "sign_up" and _maker(made, business) is call
+            asked = call.kind == "sign_up" and maker(made, business) is call
         else:
             asked = call.kind == "accept" and role[2] == "director" and UUID(call.asked["entity_id"]) == role[0]
     if not asked:
         verdict.add(
-            f"role {_text(role)} exists, and nobody asked for it", *([call] if call else []), keys=_texts(role),
+            f"role {text(role)} exists, and nobody asked for it", *([call] if call else []), keys=texts(role),
             transactions=[row.transaction_id],
         )  # fmt: skip
 
 
-def _maker(made: dict[str, Call], row: Entity) -> Call | None:
+def maker(made: dict[str, Call], row: Entity) -> Call | None:
     """Whose business it is: by a column that is never updated."""
     names = row.content.get("trade_names")
     return made.get(str(names[0])) if isinstance(names, list) and names else None
 
 
-def _texts(key: object) -> list[str]:
+def texts(key: object) -> list[str]:
+    """The ids in a key."""
     return [str(one) for one in (key if isinstance(key, tuple) else (key,)) if isinstance(one, UUID)]
 
 
-def _text(key: object) -> str:
+def text(key: object) -> str:
+    """A key as a person reads it."""
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

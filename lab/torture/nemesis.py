@@ -33,6 +33,9 @@ FAILED_STARTS = 3
 HOLD_S = 1.0
 """How long a lane waits for a victim that the other has; then it passes the step over."""
 
+AGAIN = 300
+"""Messages that are sent once more at a time."""
+
 TICK_S = 0.02
 
 
@@ -53,8 +56,10 @@ class Nemesis:
         self.faults: list[Fault] = []
         self._say = say
         self._lock = threading.Lock()
-        self._victims: dict[str, threading.Lock] = {name: threading.Lock() for name in house.victims}
-        self._lanes = [_Lane(self, number, steps(seed, number, run_s=run_s)) for number in range(LANES)]
+        self._victims: dict[str, threading.Lock] = {name: threading.Lock() for name in house.targets.victims}
+        self._lanes = [
+            _Lane(self, number, steps(seed, number, run_s=run_s, targets=house.targets)) for number in range(LANES)
+        ]
 
     @property
     def failure(self) -> Exception | None:
@@ -131,13 +136,19 @@ class _Lane(threading.Thread):
             case "kill at":
                 self._kill_at(step)
             case "pause":
-                self._pause(victim, lambda: [self._house.services[victim].pid], Family.PAUSE, step.seconds)
+                self._pause(victim, lambda: [self._house.services[victim].pid], step)
             case "pause database":
-                postmaster = self._house.postmaster(victim)
-                if postmaster:
-                    self._pause(victim, lambda: [postmaster, *_children(postmaster)], Family.DATABASE, step.seconds)
+                self._pause_all(self._house.postmaster(victim), step)
             case "kill database":
                 self._kill_database(victim)
+            case "kill broker" if self._house.broker_is_durable:
+                self._kill_broker(victim)
+            case "pause broker" | "kill broker":
+                self._pause_all(self._house.broker_pid, step)
+            case "redeliver":
+                fault = self._begin("messages again to", victim, Family.BROKER)
+                fault.what = f"{self._house.again(AGAIN)} {fault.what}"
+                self._nemesis.end(fault)
             case "cut":
                 fault = self._begin("cut", victim, Family.WIRE)
                 self._house.wires[victim].cut()
@@ -163,10 +174,12 @@ class _Lane(threading.Thread):
         """Restarts it so that it dies at this point, the so-manieth time that it comes by."""
         point = step.point
         assert point is not None
-        self._arm(point.service, point.name, step.passing)
+        itself = point.service == "identity" and point.after  # it is armed once it has left something in doubt
+        if not itself:
+            self._arm(point.service, point.name, step.passing)
         if point.after and not self._nemesis.stopping.is_set():
             self._arm("identity", point.after, 1)
-            self._die("identity", point.after, 3.0)
+            self._die("identity", point.after, 3.0, then=f"{point.name}=kill@{step.passing}" if itself else "")
         self._die(point.service, point.name, point.within_s)
 
     def _arm(self, name: str, point: str, passing: int) -> None:
@@ -177,7 +190,8 @@ class _Lane(threading.Thread):
         self._start(name)
         self._nemesis.end(fault)
 
-    def _die(self, name: str, point: str, within_s: float) -> None:
+    def _die(self, name: str, point: str, within_s: float, *, then: str = "") -> None:
+        """Waits for it to die there, and starts it again. then: what it is armed with from now on."""
         service = self._house.services[name]
         began = self._nemesis.now()
         self._wait(lambda: service.died() is not None, within_s)
@@ -188,7 +202,7 @@ class _Lane(threading.Thread):
         if passed:
             fault.at = max(began, fault.at - TICK_S)
         service.kill()
-        service.failpoints = ""
+        service.failpoints = then
         self._start(name)
         self._nemesis.end(fault)
 
@@ -200,14 +214,22 @@ class _Lane(threading.Thread):
                 self._house.start_service(name)
                 return
             except processes.ProcessFailed:
+                service = self._house.services[name]
+                if service.failpoints and service.died() == signal.SIGKILL:
+                    return  # at what it is armed with, before it could say that it was ready
                 failed += not self._nemesis.others(self._number)
                 if failed >= FAILED_STARTS:
                     raise
 
     # --- processes and databases --------------------------------------------------------------------------------
 
-    def _pause(self, name: str, pids: Callable[[], list[int]], family: Family, seconds: float) -> None:
-        fault = self._begin(f"SIGSTOP for {seconds:g} s", name, family)
+    def _pause_all(self, parent: int, step: Step) -> None:
+        """A process and its children, if it is there."""
+        if parent:
+            self._pause(step.victims[0], lambda: [parent, *_children(parent)], step)
+
+    def _pause(self, name: str, pids: Callable[[], list[int]], step: Step) -> None:
+        fault = self._begin(f"SIGSTOP for {step.seconds:g} s", name, step.family)
         stopped: list[int] = []
         try:
             # Who is stopped forks nobody: once the first is, the list ends.
@@ -215,7 +237,7 @@ class _Lane(threading.Thread):
                 first = new[:1] if not stopped else new
                 _signal(first, signal.SIGSTOP)
                 stopped += first
-            self._nemesis.stopping.wait(seconds)
+            self._nemesis.stopping.wait(step.seconds)
         finally:
             _signal(stopped, signal.SIGCONT)
         fault.pause_s = self._nemesis.now() - fault.at
@@ -228,6 +250,11 @@ class _Lane(threading.Thread):
         fault = self._begin("kill -9", name, Family.DATABASE, kills=1)
         os.kill(pid, signal.SIGKILL)
         self._house.restart_database(name)
+        self._nemesis.end(fault)
+
+    def _kill_broker(self, name: str) -> None:
+        fault = self._begin("kill -9", name, Family.BROKER, kills=1)
+        self._house.restart_broker()
         self._nemesis.end(fault)
 
     # --- wires --------------------------------------------------------------------------------------------------

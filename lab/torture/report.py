@@ -9,7 +9,8 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from lab.torture import doubt, evidence
+from lab.torture import doubt, eventual, evidence
+from lab.torture.designs import Design
 from lab.torture.faults import Family, Fault
 from lab.torture.history import Answer, Call
 from lab.torture.state import State
@@ -20,24 +21,27 @@ SHOWN = 5
 
 
 def figures(
-    console: Console, calls: Sequence[Call], faults: Sequence[Fault], state: State, confirms: Sequence[str],
-    seconds: float,
+    console: Console, calls: Sequence[Call], faults: Sequence[Fault], state: State, design: Design,
+    confirms: Sequence[str], seconds: float,
 ) -> None:  # fmt: skip
-    """Faults, throughput, orphans."""
+    """Faults, throughput, orphans. confirms: how identity was told to confirm, at each start where it was."""
     kills = sum(fault.kills for fault in faults)
     table = Table(title="The run", show_header=False, title_justify="left")
     table.add_row("faults, kills among them", f"{len(faults)}, {kills}")
-    for family in Family:
+    for family in design.targets.families:
         some = [fault for fault in faults if fault.family is family]
         table.add_row(f"faults: {family}", str(len(some)))
     longest = max((fault.pause_s for fault in faults if fault.family is Family.PAUSE), default=0.0)
     table.add_row("longest pause of a process", f"{longest:.1f} s")
     acknowledged = [call for call in calls if call.answer is Answer.OK and call.kind in CREATES]
     table.add_row("signups acknowledged", f"{len(acknowledged)}, {len(acknowledged) / seconds:.1f} a second")
-    table.add_row(
-        "starts of identity, confirming in the background", f"{len(confirms)}, {list(confirms).count('background')}"
-    )
-    table.add_row("orphans", f"{state.orphans}, {1_000 * state.orphans / max(kills, 1):.0f} per 1,000 kills")
+    if confirms:
+        started = f"{len(confirms)}, {list(confirms).count('background')}"
+        table.add_row("starts of identity, confirming in the background", started)
+    standings = eventual.standings(state)
+    table.add_row("accounts", ", ".join(f"{count} {status}" for status, count in sorted(standings.items())))
+    orphans = state.orphans if design.promise.at_once else eventual.orphans(state, design.promise)
+    table.add_row("orphans", f"{orphans}, {1_000 * orphans / max(kills, 1):.0f} per 1,000 kills")
     console.print(table)
 
 

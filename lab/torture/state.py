@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,6 +31,23 @@ class Invitation:
     email: str
     role: str
     accepted_by: UUID | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an account says of its profile: active, pending, absent or rejected, and why it is no better."""
+
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A row of profiles' inbox: an event of a saga that was taken up, and what came of it."""
+
+    event_id: UUID
+    outcome: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,12 @@ Role = tuple[UUID, UUID, str]
 
 @dataclass
 class State:
-    """Both databases. users: id → e-mail address; requests, decisions and prepared: by transaction."""
+    """Both databases. users: id → e-mail address; requests, decisions and prepared: by transaction.
+
+    accounts: id of a user or business → what it says of its profile. created: (kind, id) → how often profiles says to
+    have created it. waiting: side → messages in its outbox. letters: dead-letter topic → messages in it, which is all
+    that is not read by SQL.
+    """
 
     users: dict[UUID, str] = field(default_factory=dict)
     businesses: set[UUID] = field(default_factory=set)
@@ -94,6 +117,11 @@ class State:
     roles: dict[Role, Entity] = field(default_factory=dict)
     decisions: dict[UUID, Decision] = field(default_factory=dict)
     prepared: dict[UUID, Prepared] = field(default_factory=dict)
+    accounts: dict[UUID, Standing] = field(default_factory=dict)
+    created: Counter[tuple[str, str]] = field(default_factory=Counter)
+    taken: list[Taken] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+    letters: dict[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, set[Any]]:
@@ -174,6 +202,27 @@ def read(databases: Databases) -> State:
                 "SELECT transaction_id, state, confirmed, coalesce(staged, 0), prepared_at, resolved_at, resolved_by,"
                 " parked, log_id IS NOT NULL FROM twophase.prepared_transaction"
             )
+        },
+        accounts={
+            row[0]: Standing(row[1], row[2])
+            for table, key in (("users", "user_id"), ("businesses", "business_id"))
+            for row in identity(f"SELECT {key}, profile_status, coalesce(profile_reason, '') FROM identity.{table}")
+        },
+        created=Counter(
+            {
+                (row[0], row[1]): row[2]
+                for row in profiles(
+                    "SELECT entity_kind, entity_id, count(*) FROM profiles.audit_event WHERE action = 'created'"
+                    " GROUP BY entity_kind, entity_id"
+                )
+            }
+        ),
+        taken=[
+            Taken(row[0], row[1] or "", row[2] or "")
+            for row in profiles("SELECT event_id, outcome, reason FROM profiles.inbox")
+        ],
+        waiting={
+            side: databases.number(side, f"SELECT count(*) FROM {side}.outbox") for side in ("identity", "profiles")
         },
     )
 

@@ -44,6 +44,25 @@ class Verdict:
         self.broken.append(Breach(what, calls, tuple(keys), tuple(transactions)))
 
 
+@dataclass(frozen=True)
+class Promise:
+    """Where designs differ in what the judge may ask of them.
+
+    at_once: whoever was acknowledged can be read on both sides from then on; else once the account says `active`.
+    refused: calls that are refused at once where they ask for what is taken; of others it is heard later. roles: a role
+    in a business that was there before reaches profiles. absent: an account may stay without a profile, and says so.
+    """
+
+    at_once: bool = True
+    refused: tuple[str, ...] = ("sign_up", "create_user")
+    roles: bool = True
+    absent: bool = False
+
+
+AT_ONCE = Promise()
+"""Two-phase's and the hybrid's."""
+
+
 def creations(calls: Iterable[Call]) -> dict[str, Call]:
     """Name → the call that asked for this user, and perhaps business. A name is used once."""
     return {call.asked["name"]: call for call in calls if call.kind in CREATES}

@@ -13,6 +13,7 @@ import pytest
 import tandem
 from identity_stub.client import CALL_S
 from lab.torture import doubt
+from lab.torture.designs import designs
 from lab.torture.faults import Family, Fault
 from lab.torture.history import Answer
 from lab.torture.house import SERVICES, TTL_S
@@ -26,7 +27,9 @@ from lab.torture.plan import (
     POINTS,
     RARE_POINTS,
     TCP_USER_TIMEOUT_S,
+    TWO_PHASE,
     Step,
+    Targets,
     steps,
 )
 from lab.torture.report import recovery_s
@@ -36,9 +39,13 @@ from tests.support.torture_scene import Scene, at, since
 SOURCES = Path(tandem.__file__).parent
 
 
-def first(seed: int, lane: int, count: int, run_s: float = 30.0) -> list[Step]:
+LATER = {name: design.targets for name, design in designs().items() if design.targets is not TWO_PHASE}
+"""The other designs' targets."""
+
+
+def first(seed: int, lane: int, count: int, run_s: float = 30.0, targets: Targets = TWO_PHASE) -> list[Step]:
     """The beginning of a plan."""
-    return list(itertools.islice(steps(seed, lane, run_s=run_s), count))
+    return list(itertools.islice(steps(seed, lane, run_s=run_s, targets=targets), count))
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -58,9 +65,31 @@ def test_every_plan_begins_with_one_of_each_family(seed: int) -> None:
     (pause,), rest = first(seed, 0, 1), first(seed, 1, 5)
     assert pause.what == "pause"
     assert TTL_S < pause.seconds < 20
-    assert {step.family for step in (pause, *rest)} == set(Family)
+    assert {step.family for step in (pause, *rest)} == set(TWO_PHASE.families) == set(Family) - {Family.BROKER}
     assert sum(step.calm_s + step.seconds for step in rest) < 15
     assert not set(pause.victims) & {victim for step in rest for victim in step.victims}
+
+
+@pytest.mark.parametrize("design", LATER)
+def test_every_plan_of_another_design_begins_with_one_of_each_family_of_its_own(design: str) -> None:
+    """While somebody stands still for a while identity dies between the two sides; the broker is among the victims."""
+    targets = LATER[design]
+    some, rest = first(1, 0, 3 if targets.has_broker else 1, targets=targets), first(1, 1, 5, targets=targets)
+    assert {step.family for step in (*some, *rest)} == set(targets.families)
+    assert sum(step.calm_s + step.seconds for step in some) < 15
+    assert rest[1].point is not None
+    assert rest[1].point.name == targets.dies_at
+    assert not {some[0].victims[0]} & {victim for step in rest for victim in step.victims}
+
+
+@pytest.mark.parametrize("design", LATER)
+def test_a_plan_breaks_what_there_is_and_all_of_it(design: str) -> None:
+    """Every victim of the design within a long run, and none that it does not have."""
+    targets = LATER[design]
+    found = {
+        victim for lane in range(LANES) for step in first(1, lane, 1_000, targets=targets) for victim in step.victims
+    }
+    assert found == set(targets.victims)
 
 
 def test_long_runs_begin_with_a_pause_that_is_longer_than_every_timeout() -> None:
@@ -90,6 +119,24 @@ def test_every_failpoint_of_the_product_is_a_point() -> None:
     assert points <= named
     assert {name for name in named if ".after_" in name or ".before_" in name} == points
     assert {point.service for point in (*POINTS, *RARE_POINTS)} == set(SERVICES)
+
+
+def test_every_failpoint_of_the_other_designs_is_a_point_of_one_of_them() -> None:
+    """Again purge's apart, and those of the migration, which no design runs by itself."""
+    named: set[str] = set()
+    for package in ("tandem/kafka", "identity_stub", "profiles_server"):
+        for path in (SOURCES.parent / package).rglob("*.py"):
+            if "migration" not in path.parts:
+                named |= set(re.findall(r'failpoint\("(\w+\.\w+)"', path.read_text()))
+    points = {point.name for targets in LATER.values() for point in targets.points}
+    assert {name for name in named if not name.startswith("purge.")} == points - {point.name for point in POINTS}
+
+
+@pytest.mark.parametrize("design", LATER)
+def test_a_point_is_of_a_service_that_the_design_has(design: str) -> None:
+    """Nobody waits for the death of a process that is not there."""
+    targets = LATER[design]
+    assert {point.service for point in (*targets.points, *targets.rare_points)} <= set(targets.services)
 
 
 def test_a_step_holds_whom_it_breaks() -> None:
