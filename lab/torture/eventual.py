@@ -235,7 +235,7 @@ def _events(verdict: Verdict, state: State) -> None:
 def truthful(calls: Sequence[Call], state: State) -> Verdict:
     """I8: by every read of an account, and by the last ones of accounts and profiles."""
     verdict = Verdict(
-        "I9", "what identity says of a profile is final once it is active or rejected, and true when quiet"
+        "I8", "what identity says of a profile is final once it is active or rejected, and true when quiet"
     )
     reads = [call for call in calls if call.kind in ("read_user", "read_account") and call.answer is Answer.OK]
     final: dict[str, list[Call]] = defaultdict(list)

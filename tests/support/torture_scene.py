@@ -8,10 +8,23 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from lab.torture import content
+from lab.torture.designs import designs
 from lab.torture.faults import Fault
 from lab.torture.history import Answer, Call
 from lab.torture.invariants import judge
-from lab.torture.state import Decision, Entity, Invitation, Prepared, Request, State, entity_of, person_of
+from lab.torture.state import (
+    Decision,
+    Entity,
+    Invitation,
+    Prepared,
+    Request,
+    Standing,
+    State,
+    Taken,
+    entity_of,
+    person_of,
+)
+from lab.torture.verdict import CREATES
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -131,3 +144,81 @@ class Scene:
         """A read of anything."""
         told = {"version": str(version), "value": value, "people": " ".join(people)} if answer is Answer.OK else {}
         return self.call(kind, answer, "NOT_FOUND" if answer is Answer.REFUSED else "", told=told, id=id_)
+
+
+class LaterScene(Scene):
+    """The same under a design that makes accounts first: calls are told `pending`, and profiles have come meanwhile."""
+
+    def __init__(self, design: str) -> None:
+        super().__init__()
+        self._judge = designs()[design].judge
+        self._has_events = design == "saga"
+        self.state.waiting = {"identity": 0, "profiles": 0}
+
+    def found(self) -> dict[str, list[str]]:
+        """Invariant → what breaks it."""
+        verdicts = self._judge(self.calls, self.state, self.faults)
+        return {verdict.name: [breach.what for breach in verdict.broken] for verdict in verdicts if verdict.broken}
+
+    def judged(self) -> dict[str, int]:
+        """Invariant → how many items it judged."""
+        return {verdict.name: verdict.judged for verdict in self._judge(self.calls, self.state, self.faults)}
+
+    def transaction(self, kind: str, user_id: UUID | None, business_id: UUID | None, *, staged: int) -> UUID:
+        """An event, where there are any, that was taken up."""
+        id_ = uuid4()
+        for account in (user_id, business_id if kind == "sign_up" else None):
+            if account is not None:
+                self.state.accounts[account] = Standing("active")
+        if self._has_events:
+            self.state.requests[id_] = Request(kind, user_id, business_id)
+            self.state.taken.append(Taken(id_, "created"))
+        return id_
+
+    def call(
+        self, kind: str, answer: Answer, reason: str = "", *, told: dict[str, str] | None = None, **asked: str
+    ) -> Call:
+        """Any call; a create is told that its profiles are on their way."""
+        pending = {"status": "pending", "business_status": "pending"} if kind in CREATES and told else {}
+        return super().call(kind, answer, reason, told=pending | (told or {}), **asked)
+
+    def owner(self, name: str) -> Call:
+        """As ever, and the business was created."""
+        call = super().owner(name)
+        self.state.created["business", call.told["entity_id"]] = 1
+        return call
+
+    def person(self, user_id: UUID, name: str, transaction_id: UUID) -> None:
+        """As ever, and the person was created."""
+        super().person(user_id, name, transaction_id)
+        self.state.created["person", str(person_of(user_id))] = 1
+
+    def role(self, business_id: UUID, user_id: UUID, role: str, transaction_id: UUID) -> None:
+        """As ever, and the role was created."""
+        super().role(business_id, user_id, role, transaction_id)
+        self.state.created["business_person", f"{entity_of(business_id)}/{person_of(user_id)}/{role}"] = 1
+
+    def account(self, kind: str, of: Call, status: str, *, why: str = "", when: str = "") -> Call:
+        """A read of the account of a user ("user_id") or business ("business_id"): what it says of its profile."""
+        reads = {"user_id": ("read_user", "email", "person_id"), "business_id": ("read_account", "", "entity_id")}
+        read, value, profile = reads[kind]
+        told = {"version": "1", "value": of.asked[value] if value else of.told[profile], "profile": of.told[profile]}
+        people = f"{of.told['user_id']}:owner" if kind == "business_id" else ""
+        asked = {"id": of.told[kind]} | ({"when": when} if when else {})
+        return self.call(read, Answer.OK, told=told | {"people": people, "status": status, "why": why}, **asked)
+
+    def unmade(self, of: Call, status: str, reason: str = "") -> None:
+        """The profiles of a create are not there, and its accounts say so."""
+        user_id, business_id = UUID(of.told["user_id"]), of.told.get("business_id")
+        self.state.persons.pop(person_of(user_id), None)
+        self.state.accounts[user_id] = Standing(status, reason)
+        if business_id is not None:
+            self.state.entities.pop(entity_of(business_id), None)
+            self.state.accounts[UUID(business_id)] = Standing(status, reason)
+        self.state.roles = {role: row for role, row in self.state.roles.items() if role[1] != person_of(user_id)}
+        for id_, request in self.state.requests.items():
+            if request.user_id == user_id and status == "rejected":
+                self.state.taken = [
+                    replace(one, outcome="rejected", reason=reason) if one.event_id == id_ else one
+                    for one in self.state.taken
+                ]
