@@ -41,7 +41,7 @@ NEWEST_SHARE = 0.8
 DUPLICATES_SHARE = 0.12
 """Of creates: they ask for what is taken."""
 
-LAST_LOOKS = 200
+LAST_LOOKS = 100
 """Users, and businesses, that are looked at in the end."""
 
 _PERHAPS = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
 ASK_S = 10.0
-FETCH_S = 1.0
+FETCH_S = 0.5
 SEND_S = 10.0
 
 
@@ -43,7 +43,15 @@ def again(servers: str, prefix: str, *, most: int) -> int:
 
 
 def _consumer(servers: str) -> Consumer:
-    return Consumer({"bootstrap.servers": servers, "group.id": "torture", "enable.auto.commit": False})
+    return Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "torture",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 50,
+            "fetch.error.backoff.ms": 50,
+        }
+    )
 
 
 def _partitions(consumer: Consumer, prefix: str) -> dict[str, list[TopicPartition]]:
