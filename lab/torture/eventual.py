@@ -150,7 +150,7 @@ def _profiles_wrong(
         yield from row_wrong("person", person, content.person_row(name, call.asked["email"]), "display_name")
     elif standing.status not in lawful:
         yield "the person has gone"
-    elif standing.status == "rejected" and not _is_taken(call, state, promise):
+    elif standing.status == "rejected" and not _may_be_rejected(call, state, standing, promise):
         yield f"the person was rejected ({standing.reason}), and nothing spoke against it"
     if call.kind != "sign_up" or business_id is None:
         return
@@ -159,25 +159,26 @@ def _profiles_wrong(
         yield from row_wrong("business", business, content.business_row(name, call.asked["registration"]), "legal_name")
     elif standing.status not in lawful:
         yield "the business has gone"
-    elif standing.status == "rejected" and not _has_registration(call, state):
+    elif standing.status == "rejected" and not _has_lost(call, state, standing):
         yield f"the business was rejected ({standing.reason}), and nobody has its registration number"
 
 
-def _is_taken(call: Call, state: State, promise: Promise) -> bool:
-    """Whether a person may have been rejected: with the business of the same event, or with a role in a rejected one.
+def _may_be_rejected(call: Call, state: State, standing: Standing, promise: Promise) -> bool:
+    """Whether a person may have been: with the business of the same event, or with a role in a rejected business.
 
     Where each is made by itself (promise.absent), nothing can speak against a person.
     """
     if promise.absent:
         return False
     if call.kind == "accept":
-        return state.accounts.get(UUID(call.asked["business_id"]), _NONE).status == "rejected"
-    return call.kind == "sign_up" and _has_registration(call, state)
+        joined = state.accounts.get(UUID(call.asked["business_id"]), _NONE)
+        return joined.status == "rejected" and standing.reason == "REFUSED"
+    return call.kind == "sign_up" and _has_lost(call, state, standing)
 
 
-def _has_registration(call: Call, state: State) -> bool:
-    """Whether another business has the number that this one asked for."""
-    return any(
+def _has_lost(call: Call, state: State, standing: Standing) -> bool:
+    """Whether another business has the number that this one asked for, and the account says so."""
+    return standing.reason == "ALREADY_EXISTS" and any(
         row.content.get("registration_number") == call.asked["registration"]
         and row.content.get("trade_names") != [call.asked["name"]]
         for row in state.entities.values()

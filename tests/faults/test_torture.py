@@ -1,4 +1,5 @@
-"""The torture itself, for half a minute; and that its judge can tell: the control groups leave orphans."""
+"""The torture itself, for half a minute, and of another design; and that its judge can tell: the control groups leave
+orphans."""
 
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ def test_torture(folder: Path) -> None:
     "design", ["saga", pytest.param("hybrid", marks=SLOW), pytest.param("update-or-create", marks=SLOW)]
 )
 def test_another_design(design: str, folder: Path) -> None:
-    """What it promises holds, for shorter: each kind of call was answered, and processes and wires broken, and the broker."""
+    """What it promises holds, for shorter: each kind of call was answered; processes, wires, the broker were broken."""
     status, said = torture(OTHERS_SECONDS, folder, "--design", design)
     assert status == 0, said
     assert said.count("holds") == INVARIANTS[design], said

@@ -264,6 +264,17 @@ def test_i3_a_rejection_that_nothing_explains(saga: LaterScene) -> None:
     }
 
 
+def test_i3_a_rejection_for_another_reason_than_the_right_one(saga: LaterScene) -> None:
+    """The number is taken, and the account is told something else."""
+    saga.owner("a")
+    second = saga.owner("b")
+    second.asked["registration"] = "A"
+    saga.unmade(second, "rejected", "INTERNAL")
+    (what,) = saga.found()["I3"]
+    assert what.startswith("the person was rejected (INTERNAL)")
+    assert "the business was rejected (INTERNAL)" in what
+
+
 def test_i3_a_number_that_is_taken_rejects_no_person_who_is_made_alone(updates: LaterScene) -> None:
     """With update-or-create each profile has an update of its own."""
     updates.owner("a")
