@@ -32,7 +32,7 @@ def judge(calls: Iterable[Call], state: State, faults: Collection[Fault], promis
         settled(state),
         kept(told, state, promise),
         never_missed(told, promise),
-        refused(told, state),
+        refused(told, state, promise),
         versions(told, state, promise),
         once(state),
         truthful(told, state),

@@ -258,8 +258,11 @@ def _role_wrong(state: State, business_id: UUID, user_id: UUID, role: str) -> li
     return []
 
 
-def refused(calls: Sequence[Call], state: State) -> Verdict:
-    """Everything that exists was asked for by a call that was not refused."""
+def refused(calls: Sequence[Call], state: State, promise: Promise = AT_ONCE) -> Verdict:
+    """Everything that exists was asked for by a call that was not refused.
+
+    promise.absent: a business may name an owner whose own profile is not there; whose it is, identity knows.
+    """
     verdict = Verdict("I5", "what was refused does not exist")
     made = creations(calls)
     invites = {call.asked["email"]: call for call in calls if call.kind == "invite"}
@@ -285,15 +288,18 @@ def refused(calls: Sequence[Call], state: State) -> Verdict:
         check("invitation", invites.get(invitation.email), invitation_id, ("invite",), None)
         if invitation.accepted_by is not None:
             check("accepted invitation", owners.get(invitation.email), invitation_id, ("accept",), None)
+    people = {person_of(user_id): owners.get(email) for user_id, email in state.users.items() if promise.absent}
+    people |= {id_: made.get(str(row.content.get("given_name"))) for id_, row in state.persons.items()}
     for role, row in state.roles.items():
-        _check_role(verdict, state, made, role, row)
+        _check_role(verdict, state, made, people.get(role[1]), role, row)
     return verdict
 
 
-def _check_role(verdict: Verdict, state: State, made: dict[str, Call], role: Role, row: Entity) -> None:
-    """An owner has signed up with this business, a director has accepted an invitation to it."""
-    business, person = state.entities.get(role[0]), state.persons.get(role[1])
-    call = made.get(str(person.content.get("given_name"))) if person else None
+def _check_role(
+    verdict: Verdict, state: State, made: dict[str, Call], call: Call | None, role: Role, row: Entity
+) -> None:
+    """An owner has signed up with this business, a director has accepted an invitation to it. call: the person's."""
+    business = state.entities.get(role[0])
     asked = call is not None and call.answer is not Answer.REFUSED and business is not None
     if asked and call is not None and business is not None:
         if role[2] == "owner":

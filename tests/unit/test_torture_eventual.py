@@ -347,6 +347,19 @@ def test_i5_a_refused_user_that_exists(saga: LaterScene) -> None:
     assert any(what.startswith("person ") for what in whats)
 
 
+def test_i5_the_owner_of_a_business_whose_own_profile_is_absent(updates: LaterScene, saga: LaterScene) -> None:
+    """The business names its owner, who has signed up with it; but nobody else, and in no other design."""
+    for scene in (saga, updates):
+        owner = scene.owner("a")
+        del scene.state.persons[UUID(owner.told["person_id"])]
+        scene.state.accounts[UUID(owner.told["user_id"])] = Standing("absent")
+    assert updates.found() == {}
+    assert any(what.startswith("role ") for what in saga.found()["I5"])
+    other = updates.user("b")
+    updates.role(UUID(owner.told["business_id"]), UUID(other.told["user_id"]), "owner", uuid4())
+    assert any(what.startswith("role ") for what in updates.found()["I5"])
+
+
 def test_i6_a_lost_update(updates: LaterScene) -> None:
     """Acknowledged, and the row is back at version 1."""
     person_id = updates.user("a").told["person_id"]
