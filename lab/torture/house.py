@@ -145,6 +145,8 @@ class House:
         broker = self.broker.servers
         proxy = TcpProxy(broker, replies=lambda: Replies(broker, proxy.port))
         self.wires[wire] = proxy
+        if (told := messages.brokers(proxy.address)) != {proxy.address}:
+            raise processes.ProcessFailed(f"{', '.join(sorted(told))} would be reached past {wire}")
         # With a name of its own a consumer that was killed gets its partitions back as soon as it is there again.
         return {
             "KAFKA_SERVERS": proxy.address,

@@ -9,6 +9,15 @@ FETCH_S = 0.5
 SEND_S = 10.0
 
 
+def brokers(servers: str) -> set[str]:
+    """host:port of each broker, as whoever asks there is told."""
+    consumer = _consumer(servers)
+    try:
+        return {f"{one.host}:{one.port}" for one in consumer.list_topics(timeout=ASK_S).brokers.values()}
+    finally:
+        consumer.close()
+
+
 def counted(servers: str, prefix: str, suffix: str) -> dict[str, int]:
     """Topic → how many messages are in it, of the topics whose names begin and end so."""
     consumer = _consumer(servers)
@@ -37,7 +46,6 @@ def again(servers: str, prefix: str, *, most: int) -> int:
     producer = Producer({"bootstrap.servers": servers, "message.timeout.ms": int(SEND_S * 1000)})
     for message in reversed(found):
         producer.produce(message.topic() or "", message.value(), message.key(), headers=message.headers())
-        producer.poll(0)
     producer.flush(SEND_S)
     return len(found)
 

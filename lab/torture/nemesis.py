@@ -33,7 +33,7 @@ FAILED_STARTS = 3
 HOLD_S = 1.0
 """How long a lane waits for a victim that the other has; then it passes the step over."""
 
-AGAIN = 300
+AGAIN = 100
 """Messages that are sent once more at a time."""
 
 TICK_S = 0.02

@@ -189,8 +189,8 @@ def _opening(chance: random.Random, lane: int, longest_s: float, targets: Target
     if lane == 0:
         if targets.still == BROKER:
             yield Step("pause broker", Family.BROKER, (BROKER,), 0.5, targets.still_s or longest_s)
-            yield Step("pause", Family.PAUSE, ("profiles",), 0.2, 1.0)
             yield Step("redeliver", Family.BROKER, (BROKER,), 0.2)
+            yield Step("pause", Family.PAUSE, ("profiles",), 0.2, 1.0)
         else:
             yield Step("pause", Family.PAUSE, (targets.still,), 1.0, targets.still_s or longest_s)
         return

@@ -30,7 +30,7 @@ SECONDS = 150 if FULL else 30
 CONTROL_SECONDS = {"dual-write": 6, "sweep-by-age": 20}
 """Until after the planned fault that this naive code can't survive: see `lab.torture.plan._opening`."""
 
-OTHERS_SECONDS = 60 if FULL else 8
+OTHERS_SECONDS = 60 if FULL else 6
 INVARIANTS = {"hybrid": 8, "saga": 10, "update-or-create": 9}
 
 KINDS = (
