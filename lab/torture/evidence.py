@@ -35,6 +35,10 @@ def of(breach: Breach, calls: Sequence[Call], state: State, faults: Iterable[Fau
     if len(concerned) > CALLS_SHOWN:
         lines.append(f"    … and {len(concerned) - CALLS_SHOWN} more calls")
     for id_ in sorted(transactions, key=str):
+        if state.taken:  # a saga has events, and no decisions
+            came = [f"{one.outcome} {one.reason}".strip() for one in state.taken if one.event_id == id_]
+            lines.append(f"    inbox's row of {id_}: {', '.join(came) or 'none'}")
+            continue
         lines.append(f"    decision of {id_}: {state.decisions.get(id_) or 'none'}")
         lines.append(f"    participant's row of {id_}: {state.prepared.get(id_) or 'none'}")
     if concerned:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from lab.torture import eventual
+from lab.torture import eventual, evidence
 from lab.torture.designs import designs
 from lab.torture.eventual import LAST
 from lab.torture.history import Answer
@@ -486,6 +486,18 @@ def test_i9_a_message_that_was_buried(design: str) -> None:
     assert {name: whats for name, whats in broken.items() if whats} == {
         "I9": ["2 messages in tandem.profiles.requested.dead"]
     }
+
+
+def test_the_history_of_a_breach_shows_what_came_of_its_event(saga: LaterScene) -> None:
+    """The calls, and the inbox's row instead of a decision's."""
+    user = saga.user("a")
+    (event,) = saga.state.taken
+    saga.state.accounts[UUID(user.told["user_id"])] = Standing("pending")
+    (breach, *_) = eventual.agree(saga.state, designs()["saga"].promise).broken
+    lines = evidence.of(breach, saga.calls, saga.state, [])
+    assert any("create_user" in line for line in lines)
+    assert f"    inbox's row of {event.event_id}: created" in lines
+    assert not any("decision of" in line for line in lines)
 
 
 def test_the_hybrid_is_held_to_what_two_phase_is() -> None:
