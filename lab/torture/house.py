@@ -182,7 +182,8 @@ class House:
     @property
     def broker_pid(self) -> int:
         """The broker's process; 0 where there is none of ours now."""
-        process = self.broker._process if self.broker else None
+        (node,) = getattr(self.broker, "nodes", [self.broker])
+        process = node._process if node else None
         return process.pid if process else 0
 
     @property
