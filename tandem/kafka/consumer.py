@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tandem.kafka import dead_letters, topics
 from tandem.kafka.config import Cluster
@@ -105,12 +105,11 @@ class Consumer:
                     failpoint("consumer.after_poll")
                     done += self._work(client, messages)
                     wait_s = 0.0
+                self._look(client)
             except KafkaException as error:  # one that can't go on: the next run makes another
                 log.warning("consumer given up", topic=self._topic, kafka=error.args[0].name())
                 self._client = None
                 client.close()
-            else:
-                self._look(client)
             return done
 
     def close(self) -> None:
@@ -156,13 +155,14 @@ class Consumer:
     # --- taking -----------------------------------------------------------------------------------------------
 
     def _take(self, client: Client, wait_s: float) -> list[Incoming]:
-        """What is there. Waits for the first, and for no other."""
+        """What is there. Waits for the first, and for no other. Raises KafkaException where the client can't go on."""
         first = client.poll(wait_s)
         if first is None:
             return []
         some = [first, *client.consume(self._batch - 1, 0)] if self._batch > 1 else [first]
         for one in some:
             if (error := one.error()) is not None:
+                _unless_fatal(error)
                 log.warning("message not taken", topic=self._topic, kafka=error.name())
                 if error.name() == topics.MISSING:  # a broker that has lost its data
                     topics.ensure(self._cluster, self._topics)
@@ -286,6 +286,7 @@ class Consumer:
         try:
             client.commit(offsets=list(offsets), asynchronous=False)
         except KafkaException as error:
+            _unless_fatal(error.args[0])
             log.warning("offsets not committed", topic=self._topic, kafka=error.args[0].name())
         failpoint("consumer.after_commit")
 
@@ -314,8 +315,18 @@ class Consumer:
                     self._reached[partition] = now
                 reached = min(reached, self._reached.get(partition, now))
         except KafkaException as error:
+            _unless_fatal(error.args[0])
             log.warning("lag not known", topic=self._topic, kafka=error.args[0].name())
             return
         self._metrics.lag.labels(self._topic).set(lag)
         self._metrics.oldest.labels(self._topic).set(reached)
         self._metrics.consumer_last_success.labels(self._topic).set(now)
+
+
+def _unless_fatal(error: KafkaError) -> None:
+    """Raises KafkaException after an error that ends its client, which says so once and then only waits.
+
+    A named instance meets one where its group's coordinator dies and the next one takes it for another of its name.
+    """
+    if error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
+        raise KafkaException(error)

@@ -108,6 +108,28 @@ def test_what_is_published_is_taken_up_in_the_order_of_its_key(alone: Line) -> N
     assert alone.value("tandem_kafka_consumed_total", topic=topic, outcome="done") == 201
 
 
+def test_a_named_consumer_that_was_fenced_comes_back(broker: Broker) -> None:
+    """Another of its name has taken its place, or the group's next coordinator thinks so: its client can't commit any
+    more, and the consumer makes another.
+    """
+    with line(broker, instance="only") as made:
+        topic = made.cluster.topic("fenced")
+        one, other, last = Taker(), Taker(), Taker()
+        first, second = made.consumer(topic, one), made.consumer(topic, other)
+        publish(made, note(topic, "k", "to the first"))
+        run_until(first, lambda: one.done)
+        publish(made, note(topic, "k", "to the second"))
+        run_until(second, lambda: other.done)
+        second.close()
+        for again in ("which finds out", "which another client fetches"):
+            publish(made, note(topic, "k", again))
+            run_until(first, lambda again=again: again in one.done, within_s=60)  # type: ignore[misc]
+        first.close()
+        publish(made, note(topic, "k", "to the last"))
+        run_until(made.consumer(topic, last), lambda: last.done)
+        assert last.done == ["to the last"], "what was done before is committed"
+
+
 def test_a_message_that_has_to_wait_holds_up_its_partition_only(broker: Broker) -> None:
     """Nothing after it counts as done before it is, and other partitions go on; then it all comes in order."""
     with line(broker, partitions=2) as two:

@@ -47,10 +47,11 @@ class Line:
 
 
 @contextmanager
-def line(broker: Broker, *, partitions: int = 3) -> Iterator[Line]:
+def line(broker: Broker, *, partitions: int = 3, instance: str = "") -> Iterator[Line]:
     """A line of its own."""
+    prefix = f"t{uuid4().hex[:10]}"
     with ExitStack() as stack:
-        yield Line(Cluster(broker.servers, prefix=f"t{uuid4().hex[:10]}", partitions=partitions), stack)
+        yield Line(Cluster(broker.servers, prefix=prefix, partitions=partitions, instance=instance), stack)
 
 
 def run_until(consumer: Consumer, done: Callable[[], object], within_s: float = 20.0) -> None:
