@@ -133,7 +133,7 @@ def broker_down(house: House, options: Options, name: str) -> Row:
         return _loaded(house, options, name, "broker down")
 
     def fault() -> None:
-        pid = house.broker._process.pid
+        pid = house.broker.nodes[0].pid
         os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(options.down_s)

@@ -182,14 +182,12 @@ class House:
     @property
     def broker_pid(self) -> int:
         """The broker's process; 0 where there is none of ours now."""
-        (node,) = getattr(self.broker, "nodes", [self.broker])
-        process = node._process if node else None
-        return process.pid if process else 0
+        return self.broker.nodes[0].pid if self.broker is not None else 0
 
     @property
     def broker_is_durable(self) -> bool:
         """Whether it keeps what it has acknowledged when it is killed."""
-        return bool(getattr(self.broker, "is_durable", False))
+        return self.broker is not None and self.broker.is_durable
 
     def restart_broker(self) -> None:
         """kill -9, and starts it again."""

@@ -21,13 +21,23 @@ from tests.support.required import FULL, is_required, needs
 from tests.support.rules import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-BEHIND = ("tests/test_protocol_decision.py", "tests/test_protocol_rules.py", "tests/integration")
+_BRIEFLY = (
+    "backfill", "coalescing", "identity_bulk", "identity_signup", "local_transaction", "profile_updates",
+    "profiles_resolving", "profiles_staging", "purge", "reconcile", "sweeping",
+)  # fmt: skip
+"""What sends each statement of the product at least once."""
+
 _NOT_BEHIND = (
     "embedded_postgres", "console", "console_ordering", "metrics_pages", "migrations", "tracing",
     "kafka", "kafka_processes", "dead_letter_commands", "saga", "hybrid", "designs",
 )  # fmt: skip
-NOT_BEHIND = [f"tests/integration/test_{name}.py" for name in _NOT_BEHIND]
 """Tests of the server, not of what uses it; of pages; and of what goes by a broker."""
+
+BEHIND = ["tests/test_protocol_decision.py", "tests/test_protocol_rules.py"]
+if FULL:
+    BEHIND += ["tests/integration", *(f"--ignore=tests/integration/test_{name}.py" for name in _NOT_BEHIND)]
+else:
+    BEHIND += [f"tests/integration/test_{name}.py" for name in _BRIEFLY]
 
 LEAST_PASSED = 400
 LEAST_TRANSACTIONS = 1_000
@@ -70,8 +80,7 @@ def test_one_client_meets_several_sessions(postgres: EmbeddedPostgres) -> None:
 def test_the_protocol_behind_a_pooler(tmp_path: Path) -> None:
     """Transaction mode: every local transaction may get another server session, and none keeps anything."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *BEHIND]
-        + [f"--ignore={path}" for path in NOT_BEHIND],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *BEHIND],
         cwd=ROOT,
         env={**os.environ, "TANDEM_POOLER": str(tmp_path)},
         capture_output=True,
