@@ -2,7 +2,8 @@
 not.
 
     read     profiles first; what it does not have is told from identity's own old columns, with version 0
-    change   through to profiles, by the version that was read; version 0 migrates the one account first
+    change   through to profiles, by the version that was read; version 0 migrates the one account first, where this
+             design makes both sides together; elsewhere it is refused until a backfill has been there
 
 A prepared profile that is undecided is not there yet (R10), so the old columns speak until the moment of the commit,
 and profiles from then on. Both say the same: the mapping is the backfill's own.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import grpc
@@ -141,6 +142,10 @@ class Facts:
         timeout_s: float,
     ) -> int:
         """Makes the profile of the old columns, as the backfill would; its version. The client has read them."""
+        if self._provisioning.profile_status != users.ACTIVE:
+            if account.profile_status == users.PENDING:
+                raise TandemError("its profile is on its way", reason=Reason.IN_PROGRESS, retry_after_s=1)
+            refuse_migration("business_id")
         profile = _to_create(row, account.members, new, paths)
 
         def own_rows(connection: Connection, _: UUID | None) -> None:
@@ -170,6 +175,17 @@ class Facts:
         if found != expected:
             raise _changed_meanwhile(version)
         return version
+
+
+def refuse_migration(field: str) -> NoReturn:
+    """Where accounts come before their profiles, only a backfill migrates an old one: no other local commit can say
+    that it has its profile. field: of the request, the one that names the business. Raises REFUSED.
+    """
+    raise TandemError(
+        "the business has no profile: a backfill must give it one first",
+        reason=Reason.REFUSED,
+        metadata={"field": field, "why": "business"},
+    )
 
 
 def of_old_columns(connection: Connection, business_id: UUID) -> business_pb2.Business:

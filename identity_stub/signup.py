@@ -322,6 +322,8 @@ def _unmigrated(connection: Connection, business_id: UUID, first_status: str) ->
     """
     if users.business_status(connection, business_id) in (None, users.ACTIVE, first_status):
         return {}
+    if first_status != users.ACTIVE:
+        facts.refuse_migration("invitation_id")
     try:
         return {"business": facts.of_old_columns(connection, business_id)}
     except InvalidRequest as error:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -90,7 +91,10 @@ class Consumer:
         return f"Consumer({self._topic!r}, group={self._group!r})"
 
     def run_once(self, wait_s: float = WAIT_S) -> int:
-        """One run: how many messages were done. Raises only if the broker can't be reached at the first use."""
+        """One run: how many messages were done. Raises TandemError where the broker can't serve.
+
+        Whatever it raises, its client goes: that one's place may be behind messages that nobody has handled.
+        """
         with self._running:
             if self._closed:
                 return 0
@@ -108,8 +112,10 @@ class Consumer:
                 self._look(client)
             except KafkaException as error:  # one that can't go on: the next run makes another
                 log.warning("consumer given up", topic=self._topic, kafka=error.args[0].name())
-                self._client = None
-                client.close()
+                self._drop(client)
+            except BaseException:
+                self._drop(client)
+                raise
             return done
 
     def close(self) -> None:
@@ -123,6 +129,11 @@ class Consumer:
                 client.close()
         finally:
             self._running.release()
+
+    def _drop(self, client: Client) -> None:
+        """The next run makes another, which begins after what was committed."""
+        self._client = None
+        client.close()
 
     def _opened(self) -> Client:
         if self._client is None:
@@ -160,12 +171,12 @@ class Consumer:
         if first is None:
             return []
         some = [first, *client.consume(self._batch - 1, 0)] if self._batch > 1 else [first]
-        for one in some:
-            if (error := one.error()) is not None:
-                _unless_fatal(error)
-                log.warning("message not taken", topic=self._topic, kafka=error.name())
-                if error.name() == topics.MISSING:  # a broker that has lost its data
-                    topics.ensure(self._cluster, self._topics)
+        errors = [error for one in some if (error := one.error()) is not None]
+        for error in errors:
+            _unless_fatal(error)
+            log.warning("message not taken", topic=self._topic, kafka=error.name())
+        if any(error.name() == topics.MISSING for error in errors):  # a broker that has lost its data
+            topics.ensure(self._cluster, self._topics)
         return [incoming(one) for one in some if one.error() is None]
 
     def _resume(self, client: Client) -> None:
@@ -182,33 +193,37 @@ class Consumer:
     # --- working ----------------------------------------------------------------------------------------------
 
     def _work(self, client: Client, messages: Sequence[Incoming]) -> int:
-        """Has them handled, buries the dead, commits what is done: how many were."""
+        """Has them handled, buries the dead, commits what is done: how many were.
+
+        Of each partition up to the first that can't be done now. What is behind it comes again, and is buried then.
+        """
         verdicts = dict(zip(map(str, messages), self._verdicts(messages), strict=True))
-        verdicts |= self._bury([m for m in messages if isinstance(verdicts[str(m)], Dead)], verdicts)
-        failpoint("consumer.after_handle")
         by_partition: dict[_Partition, list[Incoming]] = defaultdict(list)
         for message in messages:
             by_partition[message.topic, message.partition].append(message)
+        reached = [m for some in by_partition.values() for m in takewhile(lambda m: not _waits(verdicts, m), some)]
+        verdicts |= self._bury([m for m in reached if isinstance(verdicts[str(m)], Dead)], verdicts)
+        failpoint("consumer.after_handle")
         offsets: list[TopicPartition] = []
         done = 0
         for partition, some in by_partition.items():
-            taken = 0
-            for message in some:
-                if isinstance(verdict := verdicts[str(message)], Later):
-                    self._rest(client, message, verdict.error)
-                    break
+            taken = list(takewhile(lambda m: not _waits(verdicts, m), some))
+            for message in taken:
                 self._attempts.pop((partition, message.offset), None)
-                taken += 1
-            self._metrics.consumed.labels(self._topic, "again").inc(len(some) - taken)
+            if len(taken) < len(some):
+                verdict = verdicts[str(some[len(taken)])]
+                assert isinstance(verdict, Later)
+                self._rest(client, some[len(taken)], verdict.error)
+            self._metrics.consumed.labels(self._topic, "again").inc(len(some) - len(taken))
             if taken:
-                last = some[taken - 1]
+                last = taken[-1]
                 offsets.append(TopicPartition(*partition, last.offset + 1))
                 self._next[partition] = last.offset + 1
                 self._reached[partition] = self._clock() if last.at is None else last.at
-                dead = sum(isinstance(verdicts[str(m)], Dead) for m in some[:taken])
+                dead = sum(isinstance(verdicts[str(m)], Dead) for m in taken)
                 self._metrics.consumed.labels(self._topic, "dead").inc(dead)
-                self._metrics.consumed.labels(self._topic, "done").inc(taken - dead)
-                done += taken - dead
+                self._metrics.consumed.labels(self._topic, "done").inc(len(taken) - dead)
+                done += len(taken) - dead
         self._commit(client, offsets)
         return done
 
@@ -324,9 +339,10 @@ class Consumer:
 
 
 def _unless_fatal(error: KafkaError) -> None:
-    """Raises KafkaException after an error that ends its client, which says so once and then only waits.
-
-    A named instance meets one where its group's coordinator dies and the next one takes it for another of its name.
-    """
-    if error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
+    """Raises KafkaException after an error that ends its client."""
+    if topics.ends_client(error):
         raise KafkaException(error)
+
+
+def _waits(verdicts: Mapping[str, Verdict], message: Incoming) -> bool:
+    return isinstance(verdicts[str(message)], Later)

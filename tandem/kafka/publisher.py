@@ -64,12 +64,14 @@ class Publisher:
         """None for each message that the broker has acknowledged, else why it has not. until: on time.monotonic()."""
         waiting = _Waiting(len(messages))
         try:
-            self._ensure({message.topic for message in messages} - self._topics, until)
+            lacking = self._lacking({message.topic for message in messages} - self._topics, until)
             producer = self._opened()
         except TandemError as error:
             return self._counted(messages, [error] * len(messages))
         for place, message in enumerate(messages):
-            if waiting.fatal or not self._send(producer, message, waiting, place, until):
+            if message.topic in lacking:
+                waiting.failed(place, lacking[message.topic])
+            elif waiting.fatal or not self._send(producer, message, waiting, place, until):
                 break
         while waiting.left and not waiting.fatal and time.monotonic() < until:
             waiting.poll(producer, min(POLL_S, max(0.0, until - time.monotonic())))
@@ -91,10 +93,13 @@ class Publisher:
             except KafkaException as error:
                 log.warning("not all was published", kafka=error.args[0].name())
 
-    def _ensure(self, missing: set[str], until: float) -> None:
-        if missing:
-            topics.ensure(self._cluster, missing, timeout_s=max(0.1, until - time.monotonic()))
-            self._topics |= missing
+    def _lacking(self, unknown: set[str], until: float) -> dict[str, TandemError]:
+        """Those of the topics that can't be had: nothing can be published there."""
+        if not unknown:
+            return {}
+        errors = topics.lacking(self._cluster, unknown, timeout_s=max(0.1, until - time.monotonic()))
+        self._topics |= unknown - errors.keys()
+        return errors
 
     def _opened(self) -> Producer:
         with self._lock:
@@ -155,16 +160,22 @@ class _Waiting:
             with self._lock:
                 self._answers[place] = None if error is None else _told(error)
                 self.left -= 1
-                self.fatal |= error is not None and error.fatal()
+                self.fatal |= error is not None and topics.ends_client(error)
 
         return report
+
+    def failed(self, place: int, error: TandemError) -> None:
+        """Of a message that is not sent at all."""
+        with self._lock:
+            self._answers[place] = error
+            self.left -= 1
 
     def poll(self, producer: Producer, timeout_s: float) -> None:
         """Has reports come in; a client that can't go on says so here, whoever polls."""
         try:
             producer.poll(timeout_s)
         except KafkaException as error:
-            self.fatal |= error.args[0].fatal()
+            self.fatal |= topics.ends_client(error.args[0])
 
     def answers(self) -> list[TandemError | None]:
         with self._lock:

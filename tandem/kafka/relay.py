@@ -35,6 +35,9 @@ MAX_ROUNDS = 100
 
 _BROKER = "kafka"
 
+_OF_THE_MESSAGE = frozenset({Reason.MESSAGE_TOO_LARGE, Reason.REFUSED})
+"""What speaks against a message or its topic, and not against the broker."""
+
 
 class Relay:
     """`run_once()` publishes what is due. Any number of them may run.
@@ -99,7 +102,7 @@ class Relay:
                 failed.setdefault(answer.reason, []).append(row.seq)
         self._note(published, failed)
         failpoint("relay.after_delete")
-        if failed and not published and Reason.MESSAGE_TOO_LARGE not in failed:
+        if failed and not published and _OF_THE_MESSAGE.isdisjoint(failed):
             self._peers.failed(_BROKER)
             log.warning("broker did not acknowledge", messages=len(rows), reasons=sorted(failed))
         elif published and self._peers.answered(_BROKER):

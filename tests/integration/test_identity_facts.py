@@ -6,6 +6,7 @@ Real PostgreSQL and real gRPC, as a client sees it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from uuid import UUID, uuid4
 
 import grpc
@@ -13,12 +14,17 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from identity_stub.facts import Facts
 from identity_stub.migration.mapping import business_of
+from identity_stub.provisioning.saga import Saga
+from identity_stub.requests import Kind, Request
+from identity_stub.signup import SignUps
 from tandem.identity.v1 import identity_service_pb2 as pb
+from tandem.kafka.config import Cluster
 from tandem.profiles import ids as profile_ids
 from tandem.profiles.v1 import business_pb2, profiles_service_pb2_grpc
 from tandem.profiles.v1 import profiles_service_pb2 as profiles_pb
-from tandem.runtime.errors import Reason
+from tandem.runtime.errors import Reason, TandemError
 from tests.integration.old_accounts import old_business, old_user
 from tests.integration.test_identity_house import Home, address, business, fresh, home, person, refusal, sign_up
 
@@ -303,3 +309,32 @@ def test_a_malformed_business_is_mended_before_it_grows(house: Home) -> None:
     mended = update(business_id, 0, incorporation_date={"year": 1901})
     house.stub.UpdateBusiness(mended, timeout=20)
     house.stub.AcceptInvitation(request, timeout=20)
+
+
+# --- designs whose accounts come first ------------------------------------------------------------------------------
+
+
+def test_where_accounts_come_first_an_old_business_needs_the_backfill(house: Home) -> None:
+    """No local commit could say that it has its profile: until then its facts stay, and nobody joins it."""
+    owner = old_user(house)
+    business_id = old_business(house, owner)
+    asked = pb.InviteUserRequest(
+        business_id=str(business_id), inviter_user_id=str(owner), email=address(), role=business_pb2.ROLE_OFFICER
+    )
+    invitation = house.stub.InviteUser(asked, timeout=20).invitation
+    saga = Saga(house.identity, Cluster("127.0.0.1:1"), source="identity")
+    accepted = Request("tests", fresh("accept"), Kind.ACCEPT_INVITATION, bytes(32))
+    with closing(Facts(house.identity, saga, house.profiles_server.address)) as told:
+        for refused in (
+            lambda: told.update(business_id, business_pb2.Business(legal_name="New"), ["legal_name"], timeout_s=20),
+            lambda: SignUps(house.identity, saga).accept_invitation(
+                accepted, invitation_id=UUID(invitation.invitation_id), person=person()
+            ),
+        ):
+            with pytest.raises(TandemError) as raised:
+                refused()
+            assert raised.value.reason is Reason.REFUSED
+            assert "backfill" in raised.value.message
+    assert by_identity(house, business_id).profile_status == pb.PROFILE_STATUS_ABSENT
+    with house.identity.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM identity.outbox").scalar_one() == 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
+from pathlib import Path
 from uuid import uuid4
 
+import confluent_kafka
 import pytest
 import sqlalchemy as sa
+from confluent_kafka import KafkaError, KafkaException, Producer
 from sqlalchemy.engine import Engine
 from uuid_utils.compat import uuid7
 
@@ -24,7 +29,7 @@ from tandem.runtime.database import create_engine
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tests.support.house import in_threads
-from tests.support.kafka import Line, line, run_until
+from tests.support.kafka import Line, Running, line, run_until
 from tests.support.rules import eventually
 
 BUSY = Later(TandemError("not now", reason=Reason.IN_PROGRESS))
@@ -150,10 +155,66 @@ def test_a_message_that_has_to_wait_holds_up_its_partition_only(broker: Broker) 
         run_until(consumer, lambda: "beside again" in taker.done)
         assert "held" not in taker.done
         assert two.value("tandem_kafka_consumed_total", topic=topic, outcome="again") >= 2
+        taker.says["behind"] = WRONG
+        seen = taker.seen.count("behind")
+        run_until(consumer, lambda: taker.seen.count("behind") >= seen + 2)
+        assert dead_letters.letters(partial(read_all, two.cluster), topic) == [], "nothing is buried before its turn"
         del taker.says["held"]
         run_until(consumer, lambda: "held" in taker.done)
-        run_until(consumer, lambda: taker.done[-1] == "behind")
-        assert dead_letters.letters(partial(read_all, two.cluster), topic) == []
+        run_until(consumer, lambda: two.value("tandem_kafka_consumed_total", topic=topic, outcome="dead") == 1)
+        assert len(dead_letters.letters(partial(read_all, two.cluster), topic)) == 1
+
+
+def test_what_ends_a_run_loses_no_message(alone: Line) -> None:
+    """Whatever it is: the next run's client begins with what was not handled."""
+    topic = alone.cluster.topic("ended")
+
+    class Ended(BaseException):
+        """What no consumer knows."""
+
+    def end(_: Sequence[Incoming]) -> list[Verdict]:
+        raise Ended
+
+    taker = Taker()
+    publish(alone, note(topic, "k", "first"))
+    consumer = alone.consumer(topic, end)
+    with pytest.raises(Ended):
+        run_until(consumer, lambda: False)
+    consumer._handle = taker
+    publish(alone, note(topic, "k", "second"))
+    run_until(consumer, lambda: "second" in taker.done)
+    assert taker.done == ["first", "second"]
+
+
+def test_two_consumers_share_and_take_over(broker: Broker) -> None:
+    """Each partition has one of them; when one leaves, the other goes on with its partitions, and misses nothing."""
+    with line(broker, partitions=4) as four:
+        topic = four.cluster.topic("shared")
+        one, other = Taker(), Taker()
+        first, second = four.consumer(topic, one), four.consumer(topic, other)
+        numbers = count()
+
+        def some() -> set[str]:
+            """More messages, on all partitions."""
+            sent = {f"{next(numbers)}" for _ in range(40)}
+            publish(four, *(note(topic, f"key{text}", text) for text in sorted(sent)))
+            return sent
+
+        asked: set[str] = set()
+        with Running(partial(first.run_once, 0.1), partial(second.run_once, 0.1)) as running:
+
+            def both_have_some() -> bool:
+                asked.update(some())
+                return bool(one.done and other.done)
+
+            eventually(both_have_some, 60)
+            eventually(lambda: asked <= {*one.done, *other.done}, 60)
+            with running.paused():
+                second.close()
+                taken = len(other.done)
+            asked |= some()
+            eventually(lambda: asked <= {*one.done, *other.done}, 60)
+        assert len(other.done) == taken
 
 
 def partition_keys(of: Line, topic: str) -> list[str]:
@@ -363,6 +424,44 @@ def test_a_row_that_no_broker_takes_is_in_nobodys_way(alone: Line, engine: Engin
         assert list(connection.execute(sa.select(table.c.last_error)).scalars()) == ["MESSAGE_TOO_LARGE"]
     write(engine, table, note(topic, "c", "later"))
     assert relay.run_once() == 1
+
+
+def test_a_topic_that_can_not_be_had_is_in_nobodys_way(alone: Line, engine: Engine, table: sa.Table) -> None:
+    """Its messages wait with the reason; those of other topics go, and the broker does not count as away."""
+    topic, wrong = alone.cluster.topic("good"), alone.cluster.topic("no topic's name")
+    relay = Relay(engine, table, alone.publisher, alone.metrics)
+    write(engine, table, note(wrong, "a", "nowhere"), note(topic, "b", "there"))
+    assert relay.run_once() == 1
+    with engine.connect() as connection:
+        assert list(connection.execute(sa.select(table.c.last_error)).scalars()) == ["REFUSED"]
+    write(engine, table, note(topic, "c", "later"), note(topic, "d", "later, too"))
+    assert relay.run_once() == 2
+
+
+@pytest.mark.parametrize("known", ["when it is told", "when it publishes next"])
+def test_a_producer_that_is_at_its_end_is_followed_by_another(alone: Line, known: str) -> None:
+    """The broker has lost its place: librdkafka says so once, to whoever polls, and takes nothing more."""
+    topic = alone.cluster.topic("place")
+    publish(alone, note(topic, "k", "first"))
+    producer = alone.publisher._producer
+    assert producer is not None
+    end(producer)
+    if known == "when it publishes next":
+        with pytest.raises(KafkaException):
+            producer.poll(1)
+    found = alone.publisher.publish([note(topic, "k", "lost")], until=time.monotonic() + 2)
+    assert [error is not None for error in found] == [True]
+    publish(alone, note(topic, "k", "second"))
+    assert alone.publisher._producer is not producer
+
+
+def end(producer: Producer) -> None:
+    """librdkafka's own way to try what comes after a fatal error (rd_kafka_test_fatal_error)."""
+    (library,) = Path(confluent_kafka.__file__).parents[1].glob("confluent_kafka.libs/librdkafka*")
+    handle = ctypes.c_void_p.from_address(id(producer) + object.__basicsize__)
+    loaded = ctypes.CDLL(str(library))
+    loaded.rd_kafka_test_fatal_error.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p]
+    assert loaded.rd_kafka_test_fatal_error(handle, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, b"tried") == 0
 
 
 # --- the inbox --------------------------------------------------------------------------------------------------------
