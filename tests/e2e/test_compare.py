@@ -10,6 +10,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+Rows = dict[tuple[str, str], dict[str, Any]]
+"""(design, scenario) → what was told of it."""
+
+
+def compare(*arguments: str) -> str:
+    """What it says."""
+    command = [sys.executable, "-m", "lab.compare", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows_of(said: str) -> Rows:
+    """What it says with --json."""
+    rows = [json.loads(line) for line in said.splitlines()]
+    return {(row["design"].partition(" (")[0], row["scenario"]): row for row in rows}
+
 
 def test_the_comparison_tells_the_control_apart() -> None:
     """Killed between the writes, dual write leaves profiles without accounts for good, two-phase commit nothing; and of
@@ -18,18 +35,7 @@ def test_the_comparison_tells_the_control_apart() -> None:
     options = ("--seconds", "1.5", "--rate", "10", "--seed", "1", "--json")
     chosen = ("--design", "two-phase", "--design", "dual write (control)")
     scenarios = ("--scenario", "identity killed", "--scenario", "two updates")
-    done = subprocess.run(
-        [sys.executable, "-m", "lab.compare", *options, *chosen, *scenarios],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in done.stdout.splitlines():
-        row = json.loads(line)
-        told[row["design"].partition(" (")[0], row["scenario"]] = row
+    told = rows_of(compare(*options, *chosen, *scenarios))
     ours, control = told["two-phase", "identity killed"], told["dual write", "identity killed"]
     assert ours["signups"] > 5
     assert ours["is_quiet"], "something is still in doubt"
@@ -41,3 +47,33 @@ def test_the_comparison_tells_the_control_apart() -> None:
     assert told["two-phase", "two updates"]["lost_updates"] == 0
     assert told["two-phase", "two updates"]["told_to_lose"] > 0
     assert told["dual write", "two updates"]["lost_updates"] > 0
+
+
+def test_the_other_designs_are_told_by_what_they_promise(tmp_path: Path) -> None:
+    """What profiles refuses is told at once or later, nothing is there twice, and no update is lost; and what was told
+    can be shown as a table and plotted.
+    """
+    designs = ("hybrid", "saga", "update-or-create")
+    options = ["--seconds", "1.5", "--rate", "8", "--seed", "2", "--json"]
+    for design in designs:
+        options += ["--design", design]
+    for scenario in ("profile rejected", "two updates", "delivered twice"):
+        options += ["--scenario", scenario]
+    said = compare(*options)
+    told = rows_of(said)
+    assert len(told) == 9
+    for row in told.values():
+        assert row["is_quiet"], row
+        assert row["after_quiet"] in (None, [0, 0]), row
+        assert not row["lost_updates"], row
+        assert not row["doubled"], row
+    for design in designs:
+        assert told[design, "two updates"]["told_to_lose"] > 0
+        refused = told[design, "profile rejected"]
+        assert bool(refused["refused"]) == (design == "hybrid"), refused
+        assert bool(refused["rejected_later"]) == (design != "hybrid"), refused
+    kept, plot = tmp_path / "told.json", tmp_path / "designs.png"
+    kept.write_text(said)
+    table = compare("--told", str(kept), "--plot", str(plot))
+    assert all(design in table for design in designs)
+    assert plot.read_bytes().startswith(b"\x89PNG")
