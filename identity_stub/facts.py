@@ -143,9 +143,7 @@ class Facts:
     ) -> int:
         """Makes the profile of the old columns, as the backfill would; its version. The client has read them."""
         if self._provisioning.profile_status != users.ACTIVE:
-            if account.profile_status == users.PENDING:
-                raise TandemError("its profile is on its way", reason=Reason.IN_PROGRESS, retry_after_s=1)
-            refuse_migration("business_id")
+            self._refused(account, timeout_s)
         profile = _to_create(row, account.members, new, paths)
 
         def own_rows(connection: Connection, _: UUID | None) -> None:
@@ -162,6 +160,15 @@ class Facts:
                 ) from error
             return self._same(account.business_id, profile, timeout_s)
         return 1
+
+    def _refused(self, account: users.Business, timeout_s: float) -> NoReturn:
+        """Why version 0 can't be changed where accounts come before their profiles."""
+        found = self._ask(account.business_id, timeout_s)
+        if found is not None:
+            raise _changed_meanwhile(found.version)
+        if account.profile_status == users.PENDING:
+            raise TandemError("its profile is on its way", reason=Reason.IN_PROGRESS, retry_after_s=1)
+        refuse_migration("business_id")
 
     def _same(self, business_id: UUID, expected: business_pb2.Business, timeout_s: float) -> int:
         """The version that profiles has, if it says what the client has read here: a backfill was quicker."""

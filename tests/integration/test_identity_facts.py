@@ -335,6 +335,15 @@ def test_where_accounts_come_first_an_old_business_needs_the_backfill(house: Hom
                 refused()
             assert raised.value.reason is Reason.REFUSED
             assert "backfill" in raised.value.message
-    assert by_identity(house, business_id).profile_status == pb.PROFILE_STATUS_ABSENT
+        there = UUID(house.stub.SignUp(sign_up(), timeout=20).business.business_id)
+        with pytest.raises(TandemError) as raised:
+            told.update(there, business_pb2.Business(legal_name="New"), ["legal_name"], timeout_s=20)
+        assert (raised.value.reason, raised.value.metadata["current_version"]) == (Reason.VERSION_MISMATCH, "1")
+        with house.identity.begin() as connection:
+            marked = "UPDATE identity.businesses SET profile_status = 'pending' WHERE business_id = %s"
+            connection.exec_driver_sql(marked, (str(business_id),))
+        with pytest.raises(TandemError) as raised:
+            told.update(business_id, business_pb2.Business(legal_name="New"), ["legal_name"], timeout_s=20)
+        assert raised.value.reason is Reason.IN_PROGRESS
     with house.identity.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM identity.outbox").scalar_one() == 0
