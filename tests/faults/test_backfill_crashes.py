@@ -163,9 +163,10 @@ def test_a_conflict_is_seen_to_once_wherever_it_dies(old: Old, policy: str) -> N
 
 
 def test_two_runs_survive_the_death_of_one_of_them(old: Old) -> None:
+    """One takes its time, so that the other, however slowly it starts, finds something to die of."""
     with ThreadPoolExecutor(2) as pool:
         dying = pool.submit(old.run, "driver.after_votes")
-        living = pool.submit(old.run)
+        living = pool.submit(old.run, "", "--rate", "10")
         eventually(dying.done, "it has come by its failpoint")
         old.house.make_due()
         dying.result()
