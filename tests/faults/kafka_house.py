@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import grpc
 import sqlalchemy as sa
+from confluent_kafka import Consumer, TopicPartition
 from sqlalchemy.engine import Engine
 
 import identity_stub.app
@@ -63,6 +64,21 @@ class House:
         if self.identity.environment["IDENTITY_PROVISIONING"] != design:
             self.identity.environment = {**self.identity.environment, "IDENTITY_PROVISIONING": design}
             self.restart(self.identity)
+
+    def has_caught_up(self) -> bool:
+        """Whether profiles has committed all that there is: else the next one takes something older up first."""
+        prefix = self.profiles.environment["PROFILES_KAFKA_PREFIX"]
+        for topic, group in (("profiles.requested", "profiles.requested"), ("commits.profiles", "profiles.commits")):
+            reach = {"bootstrap.servers": self.broker.servers, "group.id": f"{prefix}.{group}", "log_level": 0}
+            with closing(Consumer(reach)) as consumer:
+                name = f"{prefix}.{topic}"
+                partitions = consumer.list_topics(name, timeout=10).topics[name].partitions
+                places = [TopicPartition(name, number) for number in partitions]
+                for place in consumer.committed(places, timeout=10):
+                    _, high = consumer.get_watermark_offsets(place, timeout=10)
+                    if max(place.offset, 0) < high:
+                        return False
+        return True
 
     def restart(self, service: Service, *, point: str = "") -> None:
         """Starts it again, armed or not. An armed one may die before it says that it is ready."""

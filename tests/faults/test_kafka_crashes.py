@@ -14,7 +14,8 @@ import pytest
 from lab.broker import Broker
 from lab.processes import Service
 from tests.faults.crash_cases import FULL
-from tests.faults.kafka_house import House, opened
+from tests.faults.kafka_house import WITHIN_S, House, opened
+from tests.support.rules import eventually
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def crash(house: House, design: str, service: Service, point: str) -> None:
     token = f"k{uuid4().hex[:12]}"
     house.choose(design)
     if service is house.profiles:
+        eventually(house.has_caught_up, WITHIN_S)
         house.restart(house.profiles, point=point)
         house.signed_up(token, armed=point)
     else:
