@@ -201,13 +201,13 @@ class Consumer:
         by_partition: dict[_Partition, list[Incoming]] = defaultdict(list)
         for message in messages:
             by_partition[message.topic, message.partition].append(message)
-        reached = [m for some in by_partition.values() for m in takewhile(lambda m: not _waits(verdicts, m), some)]
+        reached = [message for some in by_partition.values() for message in _before_waiting(some, verdicts)]
         verdicts |= self._bury([m for m in reached if isinstance(verdicts[str(m)], Dead)], verdicts)
         failpoint("consumer.after_handle")
         offsets: list[TopicPartition] = []
         done = 0
         for partition, some in by_partition.items():
-            taken = list(takewhile(lambda m: not _waits(verdicts, m), some))
+            taken = _before_waiting(some, verdicts)
             for message in taken:
                 self._attempts.pop((partition, message.offset), None)
             if len(taken) < len(some):
@@ -344,5 +344,6 @@ def _unless_fatal(error: KafkaError) -> None:
         raise KafkaException(error)
 
 
-def _waits(verdicts: Mapping[str, Verdict], message: Incoming) -> bool:
-    return isinstance(verdicts[str(message)], Later)
+def _before_waiting(some: Sequence[Incoming], verdicts: Mapping[str, Verdict]) -> list[Incoming]:
+    """Those of a partition that come before the first that can't be done now."""
+    return list(takewhile(lambda message: not isinstance(verdicts[str(message)], Later), some))

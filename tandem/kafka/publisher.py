@@ -70,7 +70,7 @@ class Publisher:
             return self._counted(messages, [error] * len(messages))
         for place, message in enumerate(messages):
             if message.topic in lacking:
-                waiting.failed(place, lacking[message.topic])
+                waiting.answered(place, lacking[message.topic])
             elif waiting.fatal or not self._send(producer, message, waiting, place, until):
                 break
         while waiting.left and not waiting.fatal and time.monotonic() < until:
@@ -157,15 +157,14 @@ class _Waiting:
 
     def reporter(self, place: int) -> Any:
         def report(error: KafkaError | None, _: object) -> None:
-            with self._lock:
-                self._answers[place] = None if error is None else _told(error)
-                self.left -= 1
-                self.fatal |= error is not None and topics.ends_client(error)
+            if error is not None and topics.ends_client(error):
+                self.fatal = True
+            self.answered(place, None if error is None else _told(error))
 
         return report
 
-    def failed(self, place: int, error: TandemError) -> None:
-        """Of a message that is not sent at all."""
+    def answered(self, place: int, error: TandemError | None) -> None:
+        """What has come of a message, sent or not."""
         with self._lock:
             self._answers[place] = error
             self.left -= 1

@@ -172,15 +172,17 @@ def test_what_ends_a_run_loses_no_message(alone: Line) -> None:
     class Ended(BaseException):
         """What no consumer knows."""
 
-    def end(_: Sequence[Incoming]) -> list[Verdict]:
-        raise Ended
+    taker, ending = Taker(), [Ended()]
 
-    taker = Taker()
+    def handle(messages: Sequence[Incoming]) -> list[Verdict]:
+        if ending:
+            raise ending.pop()
+        return taker(messages)
+
     publish(alone, note(topic, "k", "first"))
-    consumer = alone.consumer(topic, end)
+    consumer = alone.consumer(topic, handle)
     with pytest.raises(Ended):
         run_until(consumer, lambda: False)
-    consumer._handle = taker
     publish(alone, note(topic, "k", "second"))
     run_until(consumer, lambda: "second" in taker.done)
     assert taker.done == ["first", "second"]

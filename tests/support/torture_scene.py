@@ -63,6 +63,12 @@ class Scene:
         self.now += 0.2
         return call
 
+    def lost_invitation(self, owner: Call) -> Call:
+        """One that was acknowledged, and left nothing."""
+        told = {"invitation_id": str(uuid4())}
+        asked = {"email": "b@example.org", "business_id": owner.told["business_id"]}
+        return self.call("invite", Answer.OK, told=told, **asked)
+
     def transaction(self, kind: str, user_id: UUID | None, business_id: UUID | None, *, staged: int) -> UUID:
         """One that was committed on both sides."""
         id_ = uuid4()

@@ -286,9 +286,7 @@ def test_i3_a_number_that_is_taken_rejects_no_person_who_is_made_alone(updates: 
 
 def test_i3_an_invitation_that_has_gone(saga: LaterScene) -> None:
     """Identity's own affair, in every design."""
-    owner = saga.owner("a")
-    told = {"invitation_id": str(uuid4())}
-    saga.call("invite", OK, told=told, email="b@example.org", business_id=owner.told["business_id"])
+    saga.lost_invitation(saga.owner("a"))
     assert saga.found() == {"I3": ["the invitation has gone"]}
 
 

@@ -228,9 +228,7 @@ def test_i3_a_business_with_another_column(scene: Scene, column: str) -> None:
 
 def test_i3_an_acknowledged_invitation_that_has_gone(scene: Scene) -> None:
     """I3: invitations as well."""
-    owner = scene.owner("a")
-    told = {"invitation_id": str(uuid4())}
-    scene.call("invite", OK, told=told, email="b@example.org", business_id=owner.told["business_id"])
+    scene.lost_invitation(scene.owner("a"))
     assert scene.broken() == {"I3": ["the invitation has gone"]}
 
 
