@@ -156,5 +156,5 @@ def _news(key: TransactionKey, error: TandemError | None) -> events_pb2.Profiles
     news = events_pb2.ProfilesSettled(source=key.coordinator, event_id=str(key.transaction_id), created=error is None)
     if error is not None:
         news.reason = error.reason.value
-        news.field = error.violations[0].field if error.violations else error.metadata.get("field", "")
+        news.field = error.metadata.get("field", "") or next((wrong.field for wrong in error.violations), "")
     return news

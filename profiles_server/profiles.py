@@ -20,6 +20,7 @@ from profiles_server.writes import Claim, Content, read
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging, Write
 from tandem.runtime.errors import InvalidRequest, Reason, Violation
 from tandem.runtime.identifiers import TransactionKey
+from tandem.runtime.validation import MAX_VIOLATIONS
 
 
 class ProfilesResource:
@@ -40,6 +41,7 @@ class ProfilesResource:
             wrong = _named_twice(staging)
             if wrong:
                 found[staging.key].append(Refused(InvalidRequest(wrong)))
+                deferred.append(staging)
                 continue
             mine = [claim for content in _contents(staging) for claim in content.claims]
             holder = next((claims[claim] for claim in mine if claim in claims), None)
@@ -59,7 +61,7 @@ class ProfilesResource:
                 found[key].append(obstacle)
         for key, obstacle in over_quota(connection, asked[t.business_person]):
             found[key].append(obstacle)
-        return [min(found[one.key], key=_weight) if one.key in found else Accepted() for one in stagings]
+        return [_answer(found[one.key]) if one.key in found else Accepted() for one in stagings]
 
     def publish(self, connection: Connection, keys: Sequence[TransactionKey]) -> Mapping[TransactionKey, int]:
         """Makes them active, with an audit event a row."""
@@ -84,7 +86,7 @@ def _named_twice(staging: Staging) -> list[Violation]:
             if claim in first:
                 wrong.append(Violation(where, f"is the same as {first[claim]}", "writes.unique"))
             first.setdefault(claim, where)
-    return wrong
+    return wrong[:MAX_VIOLATIONS]
 
 
 def _rows(stagings: Sequence[Staging]) -> dict[sa.Table, list[Asked]]:
@@ -102,8 +104,22 @@ def _rows(stagings: Sequence[Staging]) -> dict[sa.Table, list[Asked]]:
     return rows
 
 
+def _answer(obstacles: Sequence[Obstacle]) -> Obstacle:
+    """The weightiest; one that says that something is there already names all that are, so that nobody has to ask for
+    each anew.
+    """
+    answer = min(obstacles, key=_weight)
+    if isinstance(answer, Refused) and answer.error.reason is Reason.ALREADY_EXISTS:
+        refused = [one.error for one in obstacles if isinstance(one, Refused)]
+        there = [wrong for error in refused if error.reason is Reason.ALREADY_EXISTS for wrong in error.violations]
+        answer.error.violations = tuple(there[:MAX_VIOLATIONS])
+    return answer
+
+
 def _weight(obstacle: Obstacle) -> int:
-    """A refusal that waiting can't change says most, one that a mere repeat may change says least."""
+    """What is there already can't be mended by asking otherwise, other refusals can; one that a mere repeat may change
+    says least.
+    """
     if isinstance(obstacle, HeldBy):
-        return 1
-    return 2 if obstacle.error.reason is Reason.IN_PROGRESS else 0
+        return 2
+    return {Reason.ALREADY_EXISTS: 0, Reason.IN_PROGRESS: 3}.get(obstacle.error.reason, 1)

@@ -78,7 +78,7 @@ def insert_prepared(connection: Connection, table: sa.Table, asked: Sequence[Ask
     rows = _INSERTS[table](connection, arrays("asked", _STAGED[table], [one.record() for one in asked]))
     if len(rows) == len(asked):
         return []
-    staged = {tuple(map(str, row)) for row in rows}
+    staged = set(map(tuple, rows))
     return [one for one in asked if _identity(table, one) not in staged]
 
 
@@ -182,7 +182,7 @@ def _insert(table: sa.Table) -> Statement:
         insert(table)
         .from_select([*names, "state"], chosen)
         .on_conflict_do_nothing()
-        .returning(*(table.c[name] for name in (*keys, *KEY_COLUMNS)))
+        .returning(*(sa.cast(table.c[name], sa.Text) for name in (*keys, *KEY_COLUMNS)))
     )
     return Statement(inserted, *keys, *KEY_COLUMNS)
 
@@ -250,6 +250,7 @@ def _exists(field: str, asked: Asked) -> TandemError:
     return TandemError(
         f"there is an active entity with this {field} already",
         reason=Reason.ALREADY_EXISTS,
+        violations=[Violation(f"writes[{asked.write}].{field}", "is that of an active entity", "unique")],
         metadata={"field": field, "write": str(asked.write)},
     )
 

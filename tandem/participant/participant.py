@@ -29,6 +29,7 @@ from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
 from tandem.runtime.tracing import span
+from tandem.runtime.validation import MAX_VIOLATIONS
 
 log = logger("tandem.participant")
 
@@ -37,6 +38,9 @@ TOGETHER = Limits(lock_timeout_ms=300)
 
 IMPATIENT = Limits(lock_timeout_ms=100)
 """For the pieces of a batch in which some rows are locked."""
+
+MAX_ROWS = 10_100
+"""Of one transaction: a hundred businesses with a hundred people each. What ends it works on them all at once (R16)."""
 
 MAX_STAGE_ROUNDS = 3
 """How often staging is repeated for those that were in the way of each other inside one batch."""
@@ -163,18 +167,37 @@ class Participant:
             )
         if not ask.writes:
             raise InvalidRequest([Violation("writes", "must hold at least one write")])
+        return _Ready(ask, write_digests(ask.writes), self._parsed(ask.writes))
+
+    def _parsed(self, asked: Sequence[Any]) -> list[Write]:
+        """The writes. Raises InvalidRequest, which names up to MAX_VIOLATIONS that are wrong for the reason of the
+        first, so that nobody has to mend and ask for each anew.
+        """
         writes: list[Write] = []
-        for position, write in enumerate(ask.writes):
+        wrong: list[InvalidRequest] = []
+        for position, write in enumerate(asked):
             try:
                 writes.append(self._resource.parse(write))
             except InvalidRequest as error:
-                raise error.below(f"writes[{position}]") from None
-            except (DecodeError, UnicodeDecodeError) as error:
-                raise InvalidRequest(
-                    [Violation(f"writes[{position}].value", "is not a message of its type")],
-                    reason=Reason.MALFORMED_MESSAGE,
-                ) from error
-        return _Ready(ask, write_digests(ask.writes), writes)
+                wrong.append(error.below(f"writes[{position}]"))
+            except (DecodeError, UnicodeDecodeError):
+                malformed = [Violation(f"writes[{position}].value", "is not a message of its type")]
+                wrong.append(InvalidRequest(malformed, reason=Reason.MALFORMED_MESSAGE))
+            if len(wrong) == MAX_VIOLATIONS:
+                break
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            reason = wrong[0].reason
+            found = [violation for error in wrong if error.reason is reason for violation in error.violations]
+            raise InvalidRequest(found[:MAX_VIOLATIONS], reason=reason)
+        staging = sum(write.rows for write in writes)
+        if staging > MAX_ROWS:
+            raise InvalidRequest(
+                [Violation("writes", f"are {staging:,} rows; a transaction stages at most {MAX_ROWS:,}")],
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
+        return writes
 
     def _prepare(self, batch: Sequence[_Ready], *, limits: Limits | None = None) -> list[Yes | TandemError]:
         """One local transaction: the transactions' rows, then their entities (R7)."""

@@ -42,7 +42,7 @@ def arrays(name: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> di
     """
     return {
         _parameter(name, column): array(
-            [json.dumps(row[column]) for row in rows] if isinstance(type_, JSONB) else [row[column] for row in rows]
+            [_json(row[column]) for row in rows] if isinstance(type_, JSONB) else [row[column] for row in rows]
         )
         for column, type_ in columns.items()
     }
@@ -66,6 +66,10 @@ def array(values: Sequence[object]) -> str:
     if "\\" in joined or joined.count('"') != 2 * max(len(texts) - 1, 0):
         joined = '","'.join(map(_escaped, texts))
     return f'{{"{joined}"}}' if texts else "{}"
+
+
+def _json(value: object) -> str:
+    return "[]" if value == [] else json.dumps(value)  # most lists are empty
 
 
 def _escaped(text: str) -> str:

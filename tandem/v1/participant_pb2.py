@@ -29,7 +29,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tandem.v1 import transaction_pb2 as tandem_dot_v1_dot_transaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btandem/v1/participant.proto\x12\ttandem.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1btandem/v1/transaction.proto\"\x90\x02\n\x0ePrepareRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x18\n\x06log_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\n\xc8\x01\x01\x12\x45\n\x0f\x64river_deadline\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x08\"\x04\x08\x80\xa3\x05*\x00\xc8\x01\x01\x12\x30\n\x06writes\x18\x05 \x03(\x0b\x32\x14.google.protobuf.AnyB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\"6\n\x0fPrepareResponse\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"w\n\rCommitRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x0bresolved_by\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ResolvedByB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\"\x10\n\x0e\x43ommitResponse\"v\n\x0c\x41\x62ortRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x0bresolved_by\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ResolvedByB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\"\x0f\n\rAbortResponse\"T\n\x13\x42\x61tchPrepareRequest\x12=\n\x08requests\x18\x01 \x03(\x0b\x32\x19.tandem.v1.PrepareRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"F\n\x14\x42\x61tchPrepareResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tandem.v1.BatchPrepareResult\"f\n\x12\x42\x61tchPrepareResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.PrepareResponse\"R\n\x12\x42\x61tchCommitRequest\x12<\n\x08requests\x18\x01 \x03(\x0b\x32\x18.tandem.v1.CommitRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\":\n\x13\x42\x61tchCommitResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"P\n\x11\x42\x61tchAbortRequest\x12;\n\x08requests\x18\x01 \x03(\x0b\x32\x17.tandem.v1.AbortRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"9\n\x12\x42\x61tchAbortResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"Y\n\'ParticipantServiceGetTransactionRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\"_\n(ParticipantServiceGetTransactionResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.tandem.v1.PreparedTransaction\"\xee\x02\n)ParticipantServiceListTransactionsRequest\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32\x1b.tandem.v1.TransactionStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12?\n\nolder_than\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xbc\xe0\xdf\x0b\x32\x00\x12\x35\n\x0b\x63oordinator\x18\x03 \x01(\tB \xbaH\x1dr\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\xd8\x01\x01\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x13\n\x0bunconfirmed\x18\x06 \x01(\x08\x12\x41\n\x0c\x62\x65gun_within\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xbc\xe0\xdf\x0b\x32\x00\"{\n*ParticipantServiceListTransactionsResponse\x12\x34\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1e.tandem.v1.PreparedTransaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb7\x05\n\x12ParticipantService\x12@\n\x07Prepare\x12\x19.tandem.v1.PrepareRequest\x1a\x1a.tandem.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.tandem.v1.CommitRequest\x1a\x19.tandem.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.tandem.v1.AbortRequest\x1a\x18.tandem.v1.AbortResponse\x12O\n\x0c\x42\x61tchPrepare\x12\x1e.tandem.v1.BatchPrepareRequest\x1a\x1f.tandem.v1.BatchPrepareResponse\x12L\n\x0b\x42\x61tchCommit\x12\x1d.tandem.v1.BatchCommitRequest\x1a\x1e.tandem.v1.BatchCommitResponse\x12I\n\nBatchAbort\x12\x1c.tandem.v1.BatchAbortRequest\x1a\x1d.tandem.v1.BatchAbortResponse\x12y\n\x0eGetTransaction\x12\x32.tandem.v1.ParticipantServiceGetTransactionRequest\x1a\x33.tandem.v1.ParticipantServiceGetTransactionResponse\x12\x7f\n\x10ListTransactions\x12\x34.tandem.v1.ParticipantServiceListTransactionsRequest\x1a\x35.tandem.v1.ParticipantServiceListTransactionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btandem/v1/participant.proto\x12\ttandem.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1btandem/v1/transaction.proto\"\x91\x02\n\x0ePrepareRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x18\n\x06log_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\n\xc8\x01\x01\x12\x45\n\x0f\x64river_deadline\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x08\"\x04\x08\x80\xa3\x05*\x00\xc8\x01\x01\x12\x31\n\x06writes\x18\x05 \x03(\x0b\x32\x14.google.protobuf.AnyB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"6\n\x0fPrepareResponse\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"w\n\rCommitRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x0bresolved_by\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ResolvedByB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\"\x10\n\x0e\x43ommitResponse\"v\n\x0c\x41\x62ortRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x0bresolved_by\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ResolvedByB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\"\x0f\n\rAbortResponse\"T\n\x13\x42\x61tchPrepareRequest\x12=\n\x08requests\x18\x01 \x03(\x0b\x32\x19.tandem.v1.PrepareRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"F\n\x14\x42\x61tchPrepareResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tandem.v1.BatchPrepareResult\"f\n\x12\x42\x61tchPrepareResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.PrepareResponse\"R\n\x12\x42\x61tchCommitRequest\x12<\n\x08requests\x18\x01 \x03(\x0b\x32\x18.tandem.v1.CommitRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\":\n\x13\x42\x61tchCommitResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"P\n\x11\x42\x61tchAbortRequest\x12;\n\x08requests\x18\x01 \x03(\x0b\x32\x17.tandem.v1.AbortRequestB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"9\n\x12\x42\x61tchAbortResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"Y\n\'ParticipantServiceGetTransactionRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKeyB\x06\xbaH\x03\xc8\x01\x01\"_\n(ParticipantServiceGetTransactionResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.tandem.v1.PreparedTransaction\"\xee\x02\n)ParticipantServiceListTransactionsRequest\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32\x1b.tandem.v1.TransactionStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12?\n\nolder_than\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xbc\xe0\xdf\x0b\x32\x00\x12\x35\n\x0b\x63oordinator\x18\x03 \x01(\tB \xbaH\x1dr\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\xd8\x01\x01\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x13\n\x0bunconfirmed\x18\x06 \x01(\x08\x12\x41\n\x0c\x62\x65gun_within\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xbc\xe0\xdf\x0b\x32\x00\"{\n*ParticipantServiceListTransactionsResponse\x12\x34\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1e.tandem.v1.PreparedTransaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb7\x05\n\x12ParticipantService\x12@\n\x07Prepare\x12\x19.tandem.v1.PrepareRequest\x1a\x1a.tandem.v1.PrepareResponse\x12=\n\x06\x43ommit\x12\x18.tandem.v1.CommitRequest\x1a\x19.tandem.v1.CommitResponse\x12:\n\x05\x41\x62ort\x12\x17.tandem.v1.AbortRequest\x1a\x18.tandem.v1.AbortResponse\x12O\n\x0c\x42\x61tchPrepare\x12\x1e.tandem.v1.BatchPrepareRequest\x1a\x1f.tandem.v1.BatchPrepareResponse\x12L\n\x0b\x42\x61tchCommit\x12\x1d.tandem.v1.BatchCommitRequest\x1a\x1e.tandem.v1.BatchCommitResponse\x12I\n\nBatchAbort\x12\x1c.tandem.v1.BatchAbortRequest\x1a\x1d.tandem.v1.BatchAbortResponse\x12y\n\x0eGetTransaction\x12\x32.tandem.v1.ParticipantServiceGetTransactionRequest\x1a\x33.tandem.v1.ParticipantServiceGetTransactionResponse\x12\x7f\n\x10ListTransactions\x12\x34.tandem.v1.ParticipantServiceListTransactionsRequest\x1a\x35.tandem.v1.ParticipantServiceListTransactionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +45,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREREQUEST'].fields_by_name['driver_deadline']._loaded_options = None
   _globals['_PREPAREREQUEST'].fields_by_name['driver_deadline']._serialized_options = b'\272H\016\252\001\010\"\004\010\200\243\005*\000\310\001\001'
   _globals['_PREPAREREQUEST'].fields_by_name['writes']._loaded_options = None
-  _globals['_PREPAREREQUEST'].fields_by_name['writes']._serialized_options = b'\272H\007\222\001\004\010\001\020d'
+  _globals['_PREPAREREQUEST'].fields_by_name['writes']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_COMMITREQUEST'].fields_by_name['key']._loaded_options = None
   _globals['_COMMITREQUEST'].fields_by_name['key']._serialized_options = b'\272H\003\310\001\001'
   _globals['_COMMITREQUEST'].fields_by_name['resolved_by']._loaded_options = None
@@ -75,39 +75,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST'].fields_by_name['begun_within']._loaded_options = None
   _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST'].fields_by_name['begun_within']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\274\340\337\0132\000'
   _globals['_PREPAREREQUEST']._serialized_start=185
-  _globals['_PREPAREREQUEST']._serialized_end=457
-  _globals['_PREPARERESPONSE']._serialized_start=459
-  _globals['_PREPARERESPONSE']._serialized_end=513
-  _globals['_COMMITREQUEST']._serialized_start=515
-  _globals['_COMMITREQUEST']._serialized_end=634
-  _globals['_COMMITRESPONSE']._serialized_start=636
-  _globals['_COMMITRESPONSE']._serialized_end=652
-  _globals['_ABORTREQUEST']._serialized_start=654
-  _globals['_ABORTREQUEST']._serialized_end=772
-  _globals['_ABORTRESPONSE']._serialized_start=774
-  _globals['_ABORTRESPONSE']._serialized_end=789
-  _globals['_BATCHPREPAREREQUEST']._serialized_start=791
-  _globals['_BATCHPREPAREREQUEST']._serialized_end=875
-  _globals['_BATCHPREPARERESPONSE']._serialized_start=877
-  _globals['_BATCHPREPARERESPONSE']._serialized_end=947
-  _globals['_BATCHPREPARERESULT']._serialized_start=949
-  _globals['_BATCHPREPARERESULT']._serialized_end=1051
-  _globals['_BATCHCOMMITREQUEST']._serialized_start=1053
-  _globals['_BATCHCOMMITREQUEST']._serialized_end=1135
-  _globals['_BATCHCOMMITRESPONSE']._serialized_start=1137
-  _globals['_BATCHCOMMITRESPONSE']._serialized_end=1195
-  _globals['_BATCHABORTREQUEST']._serialized_start=1197
-  _globals['_BATCHABORTREQUEST']._serialized_end=1277
-  _globals['_BATCHABORTRESPONSE']._serialized_start=1279
-  _globals['_BATCHABORTRESPONSE']._serialized_end=1336
-  _globals['_PARTICIPANTSERVICEGETTRANSACTIONREQUEST']._serialized_start=1338
-  _globals['_PARTICIPANTSERVICEGETTRANSACTIONREQUEST']._serialized_end=1427
-  _globals['_PARTICIPANTSERVICEGETTRANSACTIONRESPONSE']._serialized_start=1429
-  _globals['_PARTICIPANTSERVICEGETTRANSACTIONRESPONSE']._serialized_end=1524
-  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST']._serialized_start=1527
-  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST']._serialized_end=1893
-  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSRESPONSE']._serialized_start=1895
-  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSRESPONSE']._serialized_end=2018
-  _globals['_PARTICIPANTSERVICE']._serialized_start=2021
-  _globals['_PARTICIPANTSERVICE']._serialized_end=2716
+  _globals['_PREPAREREQUEST']._serialized_end=458
+  _globals['_PREPARERESPONSE']._serialized_start=460
+  _globals['_PREPARERESPONSE']._serialized_end=514
+  _globals['_COMMITREQUEST']._serialized_start=516
+  _globals['_COMMITREQUEST']._serialized_end=635
+  _globals['_COMMITRESPONSE']._serialized_start=637
+  _globals['_COMMITRESPONSE']._serialized_end=653
+  _globals['_ABORTREQUEST']._serialized_start=655
+  _globals['_ABORTREQUEST']._serialized_end=773
+  _globals['_ABORTRESPONSE']._serialized_start=775
+  _globals['_ABORTRESPONSE']._serialized_end=790
+  _globals['_BATCHPREPAREREQUEST']._serialized_start=792
+  _globals['_BATCHPREPAREREQUEST']._serialized_end=876
+  _globals['_BATCHPREPARERESPONSE']._serialized_start=878
+  _globals['_BATCHPREPARERESPONSE']._serialized_end=948
+  _globals['_BATCHPREPARERESULT']._serialized_start=950
+  _globals['_BATCHPREPARERESULT']._serialized_end=1052
+  _globals['_BATCHCOMMITREQUEST']._serialized_start=1054
+  _globals['_BATCHCOMMITREQUEST']._serialized_end=1136
+  _globals['_BATCHCOMMITRESPONSE']._serialized_start=1138
+  _globals['_BATCHCOMMITRESPONSE']._serialized_end=1196
+  _globals['_BATCHABORTREQUEST']._serialized_start=1198
+  _globals['_BATCHABORTREQUEST']._serialized_end=1278
+  _globals['_BATCHABORTRESPONSE']._serialized_start=1280
+  _globals['_BATCHABORTRESPONSE']._serialized_end=1337
+  _globals['_PARTICIPANTSERVICEGETTRANSACTIONREQUEST']._serialized_start=1339
+  _globals['_PARTICIPANTSERVICEGETTRANSACTIONREQUEST']._serialized_end=1428
+  _globals['_PARTICIPANTSERVICEGETTRANSACTIONRESPONSE']._serialized_start=1430
+  _globals['_PARTICIPANTSERVICEGETTRANSACTIONRESPONSE']._serialized_end=1525
+  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST']._serialized_start=1528
+  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSREQUEST']._serialized_end=1894
+  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSRESPONSE']._serialized_start=1896
+  _globals['_PARTICIPANTSERVICELISTTRANSACTIONSRESPONSE']._serialized_end=2019
+  _globals['_PARTICIPANTSERVICE']._serialized_start=2022
+  _globals['_PARTICIPANTSERVICE']._serialized_end=2717
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btandem/v1/transaction.proto\x12\ttandem.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x01\n\x0eTransactionKey\x12\x32\n\x0b\x63oordinator\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x64\n\x0etransaction_id\x18\x02 \x01(\tBL\xbaHIrG2E^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\"n\n\x06\x42ranch\x12\x32\n\x0bparticipant\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x30\n\x06writes\x18\x02 \x03(\x0b\x32\x14.google.protobuf.AnyB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\"X\n\x0e\x44\x65\x63isionBranch\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tdelivered\x18\x03 \x01(\x08\x12\x0e\n\x06parked\x18\x04 \x01(\t\"\x9a\x02\n\x0e\x44\x65\x63isionRecord\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKey\x12%\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32\x13.tandem.v1.Decision\x12+\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x19.tandem.v1.DecisionBranch\x12/\n\x0b\x64\x65\x63ide_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x12\x35\n\x11next_attempt_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x07 \x01(\t\"\xb9\x03\n\x13PreparedTransaction\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKey\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.tandem.v1.TransactionState\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0e\n\x06writes\x18\x05 \x01(\x05\x12\x0e\n\x06staged\x18\x06 \x01(\x05\x12\x11\n\tconfirmed\x18\x07 \x01(\x08\x12\x30\n\x0cprepare_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x0bresolved_by\x18\n \x01(\x0e\x32\x15.tandem.v1.ResolvedBy\x12\x0e\n\x06parked\x18\x0b \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\x05\x12\x35\n\x11next_attempt_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x0e \x01(\t*\x95\x01\n\x10TransactionState\x12!\n\x1dTRANSACTION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRANSACTION_STATE_PREPARED\x10\x01\x12\x1f\n\x1bTRANSACTION_STATE_COMMITTED\x10\x02\x12\x1d\n\x19TRANSACTION_STATE_ABORTED\x10\x03*\xc1\x01\n\nResolvedBy\x12\x1b\n\x17RESOLVED_BY_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESOLVED_BY_COORDINATOR\x10\x01\x12\x18\n\x14RESOLVED_BY_RECOVERY\x10\x02\x12\x17\n\x13RESOLVED_BY_SWEEPER\x10\x03\x12\x16\n\x12RESOLVED_BY_READER\x10\x04\x12\x14\n\x10RESOLVED_BY_PUSH\x10\x05\x12\x18\n\x14RESOLVED_BY_OPERATOR\x10\x06*R\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x45\x43ISION_COMMITTED\x10\x01\x12\x14\n\x10\x44\x45\x43ISION_ABORTED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btandem/v1/transaction.proto\x12\ttandem.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x01\n\x0eTransactionKey\x12\x32\n\x0b\x63oordinator\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x64\n\x0etransaction_id\x18\x02 \x01(\tBL\xbaHIrG2E^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\"o\n\x06\x42ranch\x12\x32\n\x0bparticipant\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x31\n\x06writes\x18\x02 \x03(\x0b\x32\x14.google.protobuf.AnyB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"X\n\x0e\x44\x65\x63isionBranch\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tdelivered\x18\x03 \x01(\x08\x12\x0e\n\x06parked\x18\x04 \x01(\t\"\x9a\x02\n\x0e\x44\x65\x63isionRecord\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKey\x12%\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32\x13.tandem.v1.Decision\x12+\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x19.tandem.v1.DecisionBranch\x12/\n\x0b\x64\x65\x63ide_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x12\x35\n\x11next_attempt_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x07 \x01(\t\"\xb9\x03\n\x13PreparedTransaction\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.tandem.v1.TransactionKey\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.tandem.v1.TransactionState\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0e\n\x06writes\x18\x05 \x01(\x05\x12\x0e\n\x06staged\x18\x06 \x01(\x05\x12\x11\n\tconfirmed\x18\x07 \x01(\x08\x12\x30\n\x0cprepare_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x0bresolved_by\x18\n \x01(\x0e\x32\x15.tandem.v1.ResolvedBy\x12\x0e\n\x06parked\x18\x0b \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\x05\x12\x35\n\x11next_attempt_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x0e \x01(\t*\x95\x01\n\x10TransactionState\x12!\n\x1dTRANSACTION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRANSACTION_STATE_PREPARED\x10\x01\x12\x1f\n\x1bTRANSACTION_STATE_COMMITTED\x10\x02\x12\x1d\n\x19TRANSACTION_STATE_ABORTED\x10\x03*\xc1\x01\n\nResolvedBy\x12\x1b\n\x17RESOLVED_BY_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESOLVED_BY_COORDINATOR\x10\x01\x12\x18\n\x14RESOLVED_BY_RECOVERY\x10\x02\x12\x17\n\x13RESOLVED_BY_SWEEPER\x10\x03\x12\x16\n\x12RESOLVED_BY_READER\x10\x04\x12\x14\n\x10RESOLVED_BY_PUSH\x10\x05\x12\x18\n\x14RESOLVED_BY_OPERATOR\x10\x06*R\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x45\x43ISION_COMMITTED\x10\x01\x12\x14\n\x10\x44\x45\x43ISION_ABORTED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,21 +41,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BRANCH'].fields_by_name['participant']._loaded_options = None
   _globals['_BRANCH'].fields_by_name['participant']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,62}$'
   _globals['_BRANCH'].fields_by_name['writes']._loaded_options = None
-  _globals['_BRANCH'].fields_by_name['writes']._serialized_options = b'\272H\007\222\001\004\010\001\020d'
-  _globals['_TRANSACTIONSTATE']._serialized_start=1236
-  _globals['_TRANSACTIONSTATE']._serialized_end=1385
-  _globals['_RESOLVEDBY']._serialized_start=1388
-  _globals['_RESOLVEDBY']._serialized_end=1581
-  _globals['_DECISION']._serialized_start=1583
-  _globals['_DECISION']._serialized_end=1665
+  _globals['_BRANCH'].fields_by_name['writes']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
+  _globals['_TRANSACTIONSTATE']._serialized_start=1237
+  _globals['_TRANSACTIONSTATE']._serialized_end=1386
+  _globals['_RESOLVEDBY']._serialized_start=1389
+  _globals['_RESOLVEDBY']._serialized_end=1582
+  _globals['_DECISION']._serialized_start=1584
+  _globals['_DECISION']._serialized_end=1666
   _globals['_TRANSACTIONKEY']._serialized_start=132
   _globals['_TRANSACTIONKEY']._serialized_end=302
   _globals['_BRANCH']._serialized_start=304
-  _globals['_BRANCH']._serialized_end=414
-  _globals['_DECISIONBRANCH']._serialized_start=416
-  _globals['_DECISIONBRANCH']._serialized_end=504
-  _globals['_DECISIONRECORD']._serialized_start=507
-  _globals['_DECISIONRECORD']._serialized_end=789
-  _globals['_PREPAREDTRANSACTION']._serialized_start=792
-  _globals['_PREPAREDTRANSACTION']._serialized_end=1233
+  _globals['_BRANCH']._serialized_end=415
+  _globals['_DECISIONBRANCH']._serialized_start=417
+  _globals['_DECISIONBRANCH']._serialized_end=505
+  _globals['_DECISIONRECORD']._serialized_start=508
+  _globals['_DECISIONRECORD']._serialized_end=790
+  _globals['_PREPAREDTRANSACTION']._serialized_start=793
+  _globals['_PREPAREDTRANSACTION']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from profiles_server import reading
-from tandem.participant.participant import Ask, HeldByAnother, Participant, Yes
+from tandem.participant.participant import MAX_ROWS, Ask, HeldByAnother, Participant, Yes
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging
 from tandem.profiles.v1 import business_pb2
 from tandem.runtime.errors import InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
+from tandem.runtime.validation import MAX_VIOLATIONS
 from tests.integration.profiles_support import (
     BY,
     RESOURCE,
@@ -99,6 +100,17 @@ def test_staged_published_once(profiles_engine: Engine) -> None:
         ("person", "active", 1),
         ("role", "active", 2),
     ]
+
+
+def test_a_transaction_stages_so_many_rows_at_most(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """R16: whoever ends it has to change them all in one local transaction."""
+    crowded = [registered(people=people(*[business_pb2.ROLE_OWNER] * 100)) for _ in range(101)]
+    fits, too_many = ask(*crowded[:100]), ask(*crowded)
+    assert sum(1 + len(one.people) for one in crowded[:100]) == MAX_ROWS
+    votes = profiles_participant.prepare([too_many, fits])
+    assert [verdict(vote) for vote in votes] == [(Reason.MESSAGE_TOO_LARGE, None), (Yes,)]
+    assert entities(profiles_engine, too_many.key) == []
+    assert profiles_participant.abort([fits.key], BY) == [None]
 
 
 def test_discarded_without_a_trace(profiles_engine: Engine) -> None:
@@ -227,6 +239,25 @@ def test_what_an_active_row_holds_is_refused(profiles_engine: Engine, profiles_p
     assert engines.registration_number not in repr((answers[2].error, answers[2].error.metadata))
 
 
+def test_all_that_active_rows_hold_is_named_at_once(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """So that nobody has to take one write out and ask for the next one. At most MAX_VIOLATIONS are named."""
+    ada, taken = person(), [registered() for _ in range(MAX_VIOLATIONS + 5)]
+    create(profiles_participant, ada, *taken)
+    numbers = [one.registration_number for one in taken]
+    some = [person(), registered(numbers[0]), person(person_id=ada.person_id), registered(), registered(numbers[1])]
+    answer, many = stage(
+        profiles_engine, staging(*some), staging(person(), *(registered(number) for number in numbers))
+    )
+    assert isinstance(answer, Refused)
+    assert {(one.field, one.rule) for one in answer.error.violations} == {
+        ("writes[1].registration_number", "unique"),
+        ("writes[2].person_id", "unique"),
+        ("writes[4].registration_number", "unique"),
+    }
+    assert isinstance(many, Refused)
+    assert len({one.field for one in many.error.violations}) == MAX_VIOLATIONS
+
+
 def test_what_a_prepared_row_holds_is_held(profiles_engine: Engine) -> None:
     """R8, R10: nobody can know yet, and the answer names the holder so that it can be asked for."""
     ada, engines = person(), registered()
@@ -265,7 +296,7 @@ def test_a_refusal_says_more_than_a_holder(profiles_engine: Engine, profiles_par
 
 
 def test_one_transaction_may_not_want_the_same_twice(profiles_engine: Engine) -> None:
-    """The two writes are named, and no statement is sent for the transaction."""
+    """The two writes are named, and nothing of the transaction is staged."""
     ada, engines, owner = person(), registered(), str(uuid4())
     engines.people.add(person_id=owner, role=business_pb2.ROLE_OWNER)
     cases: list[tuple[Staging, str]] = [
@@ -281,6 +312,30 @@ def test_one_transaction_may_not_want_the_same_twice(profiles_engine: Engine) ->
         assert answer.error.reason is Reason.INVALID_REQUEST
         assert entities(profiles_engine, case.key) == []
     assert answers[-1] == Accepted()
+
+
+def test_what_is_wanted_twice_and_taken_already_is_told_as_taken(
+    profiles_engine: Engine, profiles_participant: Participant
+) -> None:
+    """To want it once would be in vain, too; and all of them are named."""
+    taken, ada = registered(), person()
+    create(profiles_participant, taken)
+    number = taken.registration_number
+    (answer,) = stage(profiles_engine, staging(ada, registered(number), registered(number), ada))
+    assert verdict(answer) == (Reason.ALREADY_EXISTS, "registration_number")
+    assert isinstance(answer, Refused)
+    fields = {one.field for one in answer.error.violations}
+    assert fields == {"writes[1].registration_number", "writes[2].registration_number"}
+
+
+def test_at_most_so_much_that_is_wanted_twice_is_named(profiles_engine: Engine) -> None:
+    """R16: an error must fit the trailer of an answer."""
+    one = registered()
+    (answer,) = stage(
+        profiles_engine, staging(one, *(registered(one.registration_number) for _ in range(MAX_VIOLATIONS + 5)))
+    )
+    assert isinstance(answer, Refused)
+    assert len(answer.error.violations) == MAX_VIOLATIONS
 
 
 def test_of_two_in_one_batch_exactly_one_is_accepted(

@@ -107,7 +107,7 @@ def test_required_and_bounded_fields() -> None:
     bad.key.transaction_id = "0190A5A0-0000-4000-8000-000000000000"
     bad.log_id = "log"
     bad.ttl.CopyFrom(Duration(seconds=1))
-    bad.writes.extend([Any()] * 100)
+    bad.writes.extend([Any()] * 1000)
     assert _rules_broken(bad) == {
         ("key.transaction_id", "string.pattern"),
         ("log_id", "string.uuid"),
