@@ -24,7 +24,8 @@ from tandem.profiles import ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.database import Limits
 from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.records import Columns, arrays, records
+from tandem.runtime.records import Columns, array, arrays, records
+from tandem.runtime.statements import Statement
 
 PAGE = 5_000
 """Ids that are read ahead, or refused accounts that are listed, at once."""
@@ -120,15 +121,13 @@ def pages(engine: Engine, kind: Kind, status: str, shard: Shard) -> Iterator[lis
 
 def read(engine: Engine, kind: Kind, status: str, some: Sequence[UUID]) -> list[Account]:
     """Those of the accounts that have this status still, with what they say, in the order of their ids."""
-    facts = [kind.table.c[f"old_{fact}"] for fact in kind.facts]
-    chosen = sa.select(kind.key, *facts).where(_among(kind), kind.table.c.profile_status == status).order_by(kind.key)
     with local_transaction(engine, READING) as connection:
-        rows = connection.execute(chosen, {"ids": some}).all()
+        rows = _READ[kind.name](connection, {"ids": array(some), "status": status})
         people = people_of(connection, [row[0] for row in rows]) if kind.with_people and rows else {}
     return [Account(row[0], _profile(kind, row, people)) for row in rows]
 
 
-def _profile(kind: Kind, row: sa.Row[Any], people: Mapping[UUID, Sequence[tuple[UUID, str]]]) -> Profile | Refusal:
+def _profile(kind: Kind, row: Any, people: Mapping[UUID, Sequence[tuple[UUID, str]]]) -> Profile | Refusal:
     if kind.with_people:
         return mapping.business_of(row, people.get(row[0], ()))
     return mapping.person_of(row)
@@ -139,7 +138,8 @@ def people_of(connection: Connection, businesses: Sequence[UUID]) -> Mapping[UUI
     m = t.members.c
     people: dict[UUID, list[tuple[UUID, str]]] = defaultdict(list)
     for row in connection.execute(
-        sa.select(m.business_id, m.user_id, m.role).where(m.business_id == sa.func.any(_IDS)), {"ids": businesses}
+        sa.select(m.business_id, m.user_id, m.role).where(m.business_id == sa.func.any(_IDS)),
+        {"ids": array(businesses)},
     ):
         people[row.business_id].append((row.user_id, row.role))
     return people
@@ -152,7 +152,7 @@ def refused(engine: Engine, kind: Kind, shard: Shard) -> Iterator[tuple[UUID, st
             _among(kind), kind.table.c.profile_status == REJECTED
         )
         with local_transaction(engine, READING) as connection:
-            rows = connection.execute(chosen.order_by(kind.key), {"ids": page}).all()
+            rows = connection.execute(chosen.order_by(kind.key), {"ids": array(page)}).all()
         yield from ((id_, reason) for id_, reason in rows)
 
 
@@ -166,7 +166,7 @@ def activate(connection: Connection, kind: Kind, status: str, some: Sequence[UUI
         .where(_among(kind), kind.table.c.profile_status == status)
         .values(profile_status=ACTIVE, profile_reason=None)
     )
-    return connection.execute(statement, {"ids": some}).rowcount
+    return connection.execute(statement, {"ids": array(some)}).rowcount
 
 
 _REASONS: Columns = {"id": sa.Uuid(), "reason": sa.Text()}
@@ -184,8 +184,20 @@ def reject(connection: Connection, kind: Kind, status: str, reasons: Mapping[UUI
     return connection.execute(statement, arrays("given", _REASONS, rows)).rowcount
 
 
-_IDS = sa.bindparam("ids", type_=ARRAY(sa.Uuid))
+# --- statements -----------------------------------------------------------------------------------------------
+
+_IDS = sa.cast(sa.bindparam("ids", type_=sa.Text), ARRAY(sa.Uuid))
 
 
 def _among(kind: Kind) -> sa.ColumnElement[bool]:
     return kind.key == sa.func.any(_IDS)
+
+
+def _read(kind: Kind) -> Statement:
+    facts = [kind.table.c[f"old_{fact}"] for fact in kind.facts]
+    waiting = kind.table.c.profile_status == sa.bindparam("status", type_=sa.Text)
+    chosen = sa.select(kind.key, *facts).where(_among(kind), waiting).order_by(kind.key)
+    return Statement(chosen, kind.key.name, *(fact.name for fact in facts))
+
+
+_READ = {name: _read(kind) for name, kind in KINDS.items()}

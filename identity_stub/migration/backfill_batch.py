@@ -160,7 +160,7 @@ class Batch:
 
     def _sort_out(self, good: Sequence[Account], refused: Refused) -> None:
         """Takes those out that the refusal names; the others are tried again."""
-        if refused.reason is Reason.ALREADY_EXISTS and refused.metadata.get("field") != "registration_number":
+        if refused.reason is Reason.ALREADY_EXISTS and not _of_numbers(refused):
             self._resolve(good)
             return
         against = _against(refused, good)
@@ -279,6 +279,12 @@ def _halves(ids: Sequence[UUID]) -> list[list[UUID]]:
     return [list(part) for part in (ids[half:], ids[:half]) if part]
 
 
+def _of_numbers(refused: Refused) -> bool:
+    """Whether registration numbers are all that others have already."""
+    fields = {refused.metadata.get("field", ""), *(_WRITE.sub("", one.field) for one in refused.violations)}
+    return fields == {"registration_number"}
+
+
 def _against(refused: Refused, asked: Sequence[Account]) -> dict[UUID, str]:
     """The accounts whose writes a refusal names, and what it has against each."""
     against: dict[int, list[Violation]] = {}
@@ -287,9 +293,6 @@ def _against(refused: Refused, asked: Sequence[Account]) -> dict[UUID, str]:
         if match is not None:
             of = violation.field[match.end() :] or "profile"
             against.setdefault(int(match[1]), []).append(Violation(of, violation.description))
-    if not against and refused.metadata.get("write", "").isdecimal():
-        of = refused.metadata.get("field", "profile")
-        against[int(refused.metadata["write"])] = [Violation(of, "is there already")]
     return {
         asked[place].id: str(Refusal(refused.reason, tuple(wrong)))
         for place, wrong in against.items()

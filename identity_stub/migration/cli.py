@@ -21,12 +21,13 @@ from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import seeding
 from identity_stub.migration.backfill import MAX_THREADS, Backfill
 from identity_stub.migration.backfill_accounts import KINDS, Kind, Shard
-from identity_stub.migration.backfill_report import MAX_BATCH, Options, Report
+from identity_stub.migration.backfill_report import BATCH, MAX_BATCH, Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
 from identity_stub.users import ABSENT, REJECTED
 from tandem.runtime.cli import plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation
+from tandem.runtime.process import spare_collector
 from tandem.runtime.telemetry import configure_logging
 
 TOLD_EVERY_S = 10.0
@@ -64,7 +65,7 @@ def backfill(
     only: Annotated[str, typer.Option(metavar="|".join(KINDS), help="Not the others.")] = "",
     conflicts: Annotated[Policy, typer.Option(help="Where another service has made the profile.")] = Policy.KEEP,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Accounts a second at most.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Accounts in one transaction.")] = MAX_BATCH,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Accounts in one transaction.")] = BATCH,
     threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Batches at the same time.")] = 4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; tell what would be.")] = False,
     retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Those refused before, now mended.")] = False,
@@ -92,6 +93,7 @@ def backfill(
             app.initiator(settings, connections=2 * threads + 4) as (coordinator, channel),
             bar("rehearsing" if dry_run else "backfilling") as told,
         ):
+            spare_collector()
             run = Backfill(
                 coordinator, Existing(channel), options, on_progress=lambda report: told(report.done, report.total)
             )

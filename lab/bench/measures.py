@@ -200,8 +200,8 @@ class Bench:
         yield self._alone("import_rate", ours, "/s")
 
     def _backfilled(self) -> Iterator[Figure]:
-        """Persons of old accounts, by the command."""
-        users = int(5_000 * self._options.seconds)
+        """Persons of old accounts, by the command; so many that its first and last batches make no difference."""
+        users = int(15_000 * self._options.seconds)
         plain, ours = self._rounds(
             lambda: self._backfills.without_protocol(users), lambda: self._backfills.per_second(users)
         )

@@ -12,7 +12,9 @@ characters, lower case. Nothing here derives from personal data, and a name can'
 
 from __future__ import annotations
 
-from uuid import UUID, uuid5
+from uuid import UUID
+
+from uuid_utils.compat import uuid5
 
 NAMESPACE_IDENTITY = UUID("29fbfd81-bb26-4392-8aaf-c6ab198878ae")
 """The namespace of user ids. Never changes: every stored name would be lost."""

@@ -16,6 +16,7 @@ from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration import backfill_batch, seeding
 from identity_stub.migration.backfill import Backfill
 from identity_stub.migration.backfill_accounts import BUSINESSES, KINDS, USERS, Shard
+from identity_stub.migration.backfill_batch import Batch
 from identity_stub.migration.backfill_report import Options, Report
 from identity_stub.migration.conflicts import Existing, Policy
 from identity_stub.migration.mapping import Refusal
@@ -165,6 +166,54 @@ def test_whom_only_profiles_refuses_is_taken_out_and_the_others_come_in(house: H
     assert told[older] == "INVALID_REQUEST: date_of_birth"
     assert told[odd] == "INVALID_REQUEST: name.display_name"
     assert set(told) == wrong | {odd, older}
+
+
+def test_all_whom_profiles_refuses_are_taken_out_at_once(house: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal names them all, for what is wrong in them and for numbers that are taken: the others are sent twice,
+    however many are taken out.
+    """
+    seeding.seed(house.identity, 60)
+    run(house)
+    seeding.seed(house.identity, 200, seed=2)
+    good, wrong = expected(house)
+    old = sorted(good)[:12]
+    house.sql("UPDATE identity.users SET old_birthday = '1066-10-14' WHERE user_id = ANY(:ids)", ids=old)
+    sent: list[int] = []
+    creating = Batch._create
+
+    def counting(self: Batch, some: list[UUID], *of: object) -> None:
+        sent.append(len(some))
+        creating(self, some, *of)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batch, "_create", counting)
+    run(house, kinds=[USERS])
+    assert sent == [len(good), len(good) - len(old)]
+    assert users(house, "rejected") >= wrong | set(old)
+
+    number = "(SELECT registration_number FROM profiles.business WHERE registration_country = 'US' LIMIT 1)"
+    with house.profiles.connect() as connection:
+        taken = connection.exec_driver_sql(number).scalar_one()
+    house.sql(
+        "UPDATE identity.businesses SET old_registration_country = 'US', old_registration_number = :taken WHERE"
+        " business_id IN (SELECT business_id FROM identity.businesses WHERE profile_status = 'absent' LIMIT 9)",
+        taken=taken,
+    )
+    sent.clear()
+    run(house, kinds=[BUSINESSES])
+    assert len(sent) == 2, sent
+    assert sent[0] - sent[1] >= 6, "they were not refused for their number, or others were"
+    all_there(house)
+
+
+def test_what_is_too_much_for_one_transaction_is_sent_in_halves(house: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R16: a transaction stages so many rows at most, and businesses bring their people."""
+    monkeypatch.setattr("tandem.participant.participant.MAX_ROWS", 15)
+    seeding.seed(house.identity, 100)
+    good, _ = expected(house)
+    report = run(house)
+    assert report.created["users"] == len(good)
+    assert not any("TOO_LARGE" in reason for reason in report.refused)
+    all_there(house)
 
 
 def test_of_two_with_one_registration_number_one_comes_in(house: Home) -> None:
