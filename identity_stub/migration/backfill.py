@@ -17,6 +17,7 @@ from identity_stub.migration.backfill_accounts import Kind
 from identity_stub.migration.backfill_batch import Batch
 from identity_stub.migration.backfill_report import Ledger, Options, Report
 from identity_stub.migration.conflicts import Existing
+from identity_stub.migration.listed import Numbers
 from identity_stub.signup import TROUBLE
 from tandem.coordinator.driver import Coordinator
 from tandem.runtime.database import explained
@@ -46,6 +47,7 @@ class Backfill:
         self._options = options
         self._participant = participant
         self._ledger = Ledger(on_progress)
+        self._numbers = Numbers()
         self._mistakes: list[BaseException] = []
 
     def run(self) -> Report:
@@ -78,6 +80,7 @@ class Backfill:
             raise
         finally:
             threads.shutdown()  # batches on their way end; those that wait see that they are stopped
+            self._numbers.close()
             report.seconds = time.monotonic() - began
         if self._mistakes:
             raise self._mistakes[0]
@@ -105,5 +108,6 @@ class Backfill:
             existing=self._existing,
             options=self._options,
             ledger=self._ledger,
+            numbers=self._numbers,
         ).run()
         failpoint("backfill.after_batch")

@@ -16,6 +16,7 @@ from identity_stub.migration import backfill_accounts as accounts
 from identity_stub.migration.backfill_accounts import Account, Kind, Profile
 from identity_stub.migration.backfill_report import Ledger, Options, Report
 from identity_stub.migration.conflicts import Existing, differing, roles_lacking, to_write
+from identity_stub.migration.listed import Numbers
 from identity_stub.migration.mapping import Refusal, checked
 from identity_stub.signup import TROUBLE
 from tandem.coordinator.driver import Coordinator
@@ -45,6 +46,9 @@ _OF_CONTENT = frozenset({Reason.MESSAGE_TOO_LARGE, Reason.ALREADY_EXISTS, Reason
 """What an account is refused for, even where a refusal names no write."""
 
 
+_TAKEN = str(Refusal(Reason.ALREADY_EXISTS, (Violation("registration_number", "is another's"),)))
+
+
 class _Quicker(Exception):
     """Somebody else has seen to some of the accounts."""
 
@@ -62,6 +66,7 @@ class Batch:
         existing: Existing,
         options: Options,
         ledger: Ledger,
+        numbers: Numbers,
     ) -> None:
         self._kind = kind
         self._todo = [list(ids)]
@@ -71,6 +76,7 @@ class Batch:
         self._existing = existing
         self._options = options
         self._ledger = ledger
+        self._numbers = numbers
 
     def run(self) -> None:
         """To the end, or until all are stopped. Raises only what is a mistake of ours."""
@@ -110,11 +116,24 @@ class Batch:
         self._only(some, [one.id for one in read])
         refused = {one.id: str(one.profile) for one in read if isinstance(one.profile, Refusal)}
         good = [one for one in read if one.id not in refused]
+        later = self._of_others(good)
+        if later and len(later) < len(good):
+            # By themselves, so that their refusal does not have all the others sent again.
+            self._todo[-1:] = [sorted(later), [one.id for one in read if one.id not in later]]
+            good = [one for one in good if one.id not in later]
         if good:
             self._create_all(good, refused)
         else:
             self._refuse(refused)
         self._todo.pop()
+
+    def _of_others(self, some: Sequence[Account]) -> set[UUID]:
+        """Those whose registration number another account of this run has shown first."""
+        return self._numbers.of_others(
+            (one.id, f"{one.profile.registration_country} {one.profile.registration_number}")
+            for one in some
+            if isinstance(one.profile, business_pb2.Business) and one.profile.registration_number
+        )
 
     def _only(self, some: Sequence[UUID], waiting: list[UUID]) -> None:
         """The others are seen to."""
@@ -254,10 +273,15 @@ class Batch:
     # --- dry run --------------------------------------------------------------------------------------------
 
     def _rehearse(self, some: Sequence[UUID], read: Sequence[Account]) -> None:
-        """Counts what would become of them. Two that want one registration number are not found like this."""
-        told = [(one, checked(one.profile)) for one in read]
-        refused = [str(what) for _, what in told if isinstance(what, Refusal)]
-        good = {str(self._kind.profile_id(one.id)): what for one, what in told if not isinstance(what, Refusal)}
+        """Counts what would become of them. A number that no waiting account has, but a profile, is not foreseen."""
+        told = [Account(one.id, checked(one.profile)) for one in read]
+        others = self._of_others(told)
+        refused = [str(one.profile) for one in told if isinstance(one.profile, Refusal)] + [_TAKEN] * len(others)
+        good = {
+            str(self._kind.profile_id(one.id)): one.profile
+            for one in told
+            if not isinstance(one.profile, Refusal) and one.id not in others
+        }
         found = self._existing.of(list(good.values())) if good else {}
         for id_, theirs in found.items():
             self._ledger.conflict(self._options.policy, differing(good[id_], theirs))

@@ -1,11 +1,12 @@
-"""A set of ids on disk: ten million of them need no memory.
+"""Sets on disk: ten million ids, or registration numbers, need no memory.
 
-It lies in a temporary file of SQLite's, that nobody else can open and that is gone when it is closed.
+They lie in temporary files of SQLite's, that nobody else can open and that are gone when they are closed.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from uuid import UUID
@@ -16,15 +17,48 @@ CACHE_KIB = 32 * 1024
 PAGE = 1_000
 
 
-class Listed:
-    """The set. For one thread; a context manager."""
+def _opened(table: str) -> sqlite3.Connection:
+    """A connection to a new file with this table. Whoever has it keeps threads from using it at once."""
+    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = OFF")  # what it holds can be found out again
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"CREATE TABLE {table} WITHOUT ROWID")
+    return connection
+
+
+class Numbers:
+    """Registration numbers, and whose each is: of whoever has shown it first. For any threads."""
 
     def __init__(self) -> None:
-        self._connection = sqlite3.connect("", isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = OFF")  # what it holds can be listed again
-        self._connection.execute("PRAGMA synchronous = OFF")
-        self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._connection.execute("CREATE TABLE listed (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._connection = _opened("number (text TEXT PRIMARY KEY, holder BLOB)")
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._connection.close()
+
+    def of_others(self, shown: Iterable[tuple[UUID, str]]) -> set[UUID]:
+        """Those of these (account, number) whose number another account has shown before."""
+        others = set()
+        with self._lock:
+            self._connection.execute("BEGIN")
+            for id_, number in shown:
+                if not self._connection.execute(
+                    "INSERT OR IGNORE INTO number VALUES (?, ?)", (number, id_.bytes)
+                ).rowcount:
+                    ((holder,),) = self._connection.execute("SELECT holder FROM number WHERE text = ?", (number,))
+                    if holder != id_.bytes:
+                        others.add(id_)
+            self._connection.execute("COMMIT")
+        return others
+
+
+class Listed:
+    """A set of ids. For one thread; a context manager."""
+
+    def __init__(self) -> None:
+        self._connection = _opened("listed (id BLOB PRIMARY KEY)")
 
     def __enter__(self) -> Listed:
         return self
