@@ -1803,15 +1803,15 @@ def test_r16_many_transactions_of_one_call(house: House, count: int) -> None:
         raise AssertionError("entered")
 
 
-@pytest.mark.parametrize("writes", [100, 101])
+@pytest.mark.parametrize("writes", [1000, 1001])
 def test_r16_writes(house: House, way: bool, writes: int) -> None:
-    """R16: a transaction has at most 100 writes at a participant."""
+    """R16: a transaction has at most 1,000 writes at a participant."""
     wire, names = Wire(house.ledger.server.port, batch=way), [fresh_name() for _ in range(writes)]
     answer = wire.ask(asking(new_id(), *names))
     assert (answer.code, answer.fields) == (
-        ("OK", ()) if writes == 100 else ("INVALID_ARGUMENT", ("requests[1].writes" if way else "writes",))
+        ("OK", ()) if writes == 1000 else ("INVALID_ARGUMENT", ("requests[1].writes" if way else "writes",))
     )
-    assert len(house.ledger.accounts(*names)) == (100 if writes == 100 else 0)
+    assert len(house.ledger.accounts(*names)) == (1000 if writes == 1000 else 0)
 
 
 def test_r16_messages(house: House) -> None:
