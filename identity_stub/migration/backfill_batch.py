@@ -275,21 +275,18 @@ class Batch:
     def _rehearse(self, some: Sequence[UUID], read: Sequence[Account]) -> None:
         """Counts what would become of them. A number that no waiting account has, but a profile, is not foreseen."""
         told = [Account(one.id, checked(one.profile)) for one in read]
-        others = self._of_others(told)
-        refused = [str(one.profile) for one in told if isinstance(one.profile, Refusal)] + [_TAKEN] * len(others)
-        good = {
-            str(self._kind.profile_id(one.id)): one.profile
-            for one in told
-            if not isinstance(one.profile, Refusal) and one.id not in others
-        }
+        refused = [str(one.profile) for one in told if isinstance(one.profile, Refusal)]
+        good = {str(self._kind.profile_id(one.id)): one.profile for one in told if not isinstance(one.profile, Refusal)}
         found = self._existing.of(list(good.values())) if good else {}
+        taken = {str(self._kind.profile_id(id_)) for id_ in self._of_others(told)} - found.keys()
+        refused += [_TAKEN] * len(taken)
         for id_, theirs in found.items():
             self._ledger.conflict(self._options.policy, differing(good[id_], theirs))
 
         def count(report: Report) -> None:
             report.elsewhere += len(some) - len(read)
             report.refused.update(refused)
-            report.created[self._kind.name] += len(good) - len(found)
+            report.created[self._kind.name] += len(good) - len(found) - len(taken)
 
         self._ledger.change(count)
 

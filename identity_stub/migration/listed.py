@@ -1,6 +1,7 @@
 """Sets on disk: ten million ids, or registration numbers, need no memory.
 
-They lie in temporary files of SQLite's, that nobody else can open and that are gone when they are closed.
+They lie in temporary files of SQLite's, that nobody else can open and that are gone when they are closed. Whatever
+writes raises ConfigurationError where one can't be written.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from uuid import UUID
+
+from tandem.runtime.errors import ConfigurationError
 
 CACHE_KIB = 32 * 1024
 """Of the set that stays in memory."""
@@ -17,6 +21,15 @@ CACHE_KIB = 32 * 1024
 PAGE = 1_000
 
 
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ConfigurationError("a temporary file can't be written: make room there, or set TMPDIR") from error
+
+
+@_written()
 def _opened(table: str) -> sqlite3.Connection:
     """A connection to a new file with this table. Whoever has it keeps threads from using it at once."""
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -38,6 +51,7 @@ class Numbers:
         """Gives the file back."""
         self._connection.close()
 
+    @_written()
     def of_others(self, shown: Iterable[tuple[UUID, str]]) -> set[UUID]:
         """Those of these (account, number) whose number another account has shown before."""
         others = set()
@@ -68,6 +82,7 @@ class Listed:
     ) -> None:
         self._connection.close()
 
+    @_written()
     def add(self, ids: Iterable[str]) -> None:
         """Puts these in; quickest in their order."""
         self._connection.execute("BEGIN")
@@ -75,6 +90,7 @@ class Listed:
         self._connection.executemany("INSERT OR IGNORE INTO listed VALUES (?)", rows)
         self._connection.execute("COMMIT")
 
+    @_written()
     def take(self, ids: Sequence[UUID]) -> set[UUID]:
         """Takes these out, a thousand or so at most; those of them that were in."""
         if not ids:
