@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from tandem.runtime.errors import InvalidRequest, Violation
-from tandem.runtime.validation import MAX_VIOLATIONS, violations
+from tandem.runtime.errors import MAX_VIOLATIONS, InvalidRequest, Violation
+from tandem.runtime.validation import violations
 
 NUL = "\0"
 

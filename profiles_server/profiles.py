@@ -18,9 +18,8 @@ from profiles_server import tables as t
 from profiles_server.staging import Asked, Obstacle, insert_prepared, lock_businesses, obstacles, over_quota
 from profiles_server.writes import Claim, Content, read
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging, Write
-from tandem.runtime.errors import InvalidRequest, Reason, Violation
+from tandem.runtime.errors import MAX_VIOLATIONS, InvalidRequest, Reason, Violation
 from tandem.runtime.identifiers import TransactionKey
-from tandem.runtime.validation import MAX_VIOLATIONS
 
 
 class ProfilesResource:
@@ -105,21 +104,20 @@ def _rows(stagings: Sequence[Staging]) -> dict[sa.Table, list[Asked]]:
 
 
 def _answer(obstacles: Sequence[Obstacle]) -> Obstacle:
-    """The weightiest; one that says that something is there already names all that are, so that nobody has to ask for
-    each anew.
+    """The weightiest. Where something is there already, it names all that are, so that nobody has to ask for each anew:
+    ids first, since whoever has made an entity before has its number, too.
     """
-    answer = min(obstacles, key=_weight)
-    if isinstance(answer, Refused) and answer.error.reason is Reason.ALREADY_EXISTS:
-        refused = [one.error for one in obstacles if isinstance(one, Refused)]
-        there = [wrong for error in refused if error.reason is Reason.ALREADY_EXISTS for wrong in error.violations]
-        answer.error.violations = tuple(there[:MAX_VIOLATIONS])
-    return answer
+    refused = [one for one in obstacles if isinstance(one, Refused) and one.error.reason is Reason.ALREADY_EXISTS]
+    if not refused:
+        return min(obstacles, key=_weight)
+    refused.sort(key=lambda one: one.error.metadata["field"] == "registration_number")
+    there = dict.fromkeys(violation for one in refused for violation in one.error.violations)
+    refused[0].error.violations = tuple(there)[:MAX_VIOLATIONS]
+    return refused[0]
 
 
 def _weight(obstacle: Obstacle) -> int:
-    """What is there already can't be mended by asking otherwise, other refusals can; one that a mere repeat may change
-    says least.
-    """
+    """A refusal that waiting can't change says most, one that a mere repeat may change says least."""
     if isinstance(obstacle, HeldBy):
-        return 2
-    return {Reason.ALREADY_EXISTS: 0, Reason.IN_PROGRESS: 3}.get(obstacle.error.reason, 1)
+        return 1
+    return 2 if obstacle.error.reason is Reason.IN_PROGRESS else 0

@@ -521,6 +521,14 @@ def test_r6_reused_names_the_writes_that_differ(house: House, way: bool) -> None
     assert wire.ask(asking(transaction_id, a, b, c, amount=2)).about["writes"] == "0,1,2"
 
 
+def test_r6_many_that_differ_are_counted(house: House, way: bool) -> None:
+    """R6, R16: whoever has a thousand others is told of twenty: an error must fit what clients read."""
+    names, others = [fresh_name() for _ in range(1_000)], [fresh_name() for _ in range(1_000)]
+    transaction_id, wire = prepared(house.ledger, *names), Wire(house.ledger.server.port, batch=way)
+    answer = wire.ask(asking(transaction_id, *others))
+    assert (answer.reason, answer.about["writes"]) == ("TRANSACTION_REUSED", ",".join(map(str, range(20))))
+
+
 def test_r6_another_log_is_another_transaction(house: House, way: bool) -> None:
     """R6: "Same digest under another log_id: TRANSACTION_REUSED"."""
     name = fresh_name()
@@ -551,6 +559,18 @@ def test_r6_reused_never_leads_to_an_abort(house: House) -> None:
     house.other.make_due(tx.id)
     sweeper(house.other).run_once()
     assert house.other.accounts(second) == {}
+
+
+def test_r6_reused_with_very_much_else_never_leads_to_an_abort(house: House) -> None:
+    """R6: the same where a thousand writes differ: its error must not be lost on the way for its size."""
+    tx = house.coordinator.prepare({"ledger": [entry(fresh_name()) for _ in range(1_000)]}, transaction_id=new_id())
+    others = {"ledger": [fresh_name() for _ in range(1_000)]}
+    error = refused_before_the_block(house.another_coordinator(), others, transaction_id=tx.id)
+    assert isinstance(error, TransactionReused)
+    assert house.ledger.row(tx.id).state == "prepared"
+    assert house.outcome(tx.id) is None
+    house.ledger.make_due(tx.id)
+    sweeper(house.ledger).run_once()
 
 
 def test_r6_no_writes_is_no_transaction(house: House, way: bool) -> None:

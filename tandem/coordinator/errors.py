@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from uuid import UUID
 
-from tandem.runtime.errors import Reason, TandemError, Violation
+from tandem.runtime.errors import MAX_VIOLATIONS, Reason, TandemError, Violation
+
+MAX_SAID = 3
+"""Participants' own words in a refusal's message."""
 
 
 class TransactionError(TandemError):
@@ -15,17 +18,19 @@ class TransactionError(TandemError):
 class Refused(TransactionError):
     """A participant voted no, for a reason that a repeat does not mend. Nothing was committed.
 
-    reasons: participant → its own error.
+    reasons: participant → its own error, whole; what the refusal itself says of them is limited (R16).
     """
 
     def __init__(self, reasons: Mapping[str, TandemError], *, transaction_id: UUID) -> None:
         first = next(iter(reasons.values()))
         violations: list[Violation] = [v for error in reasons.values() for v in error.violations]
+        said = [f"{name}: {error.message}" for name, error in sorted(reasons.items())]
+        more = [f"and {len(said) - MAX_SAID} more"] if len(said) > MAX_SAID else []
         super().__init__(
-            "; ".join(f"{name}: {error.message}" for name, error in sorted(reasons.items())),
+            "; ".join(said[:MAX_SAID] + more),
             reason=first.reason,
             transaction_id=transaction_id,
-            violations=violations,
+            violations=violations[:MAX_VIOLATIONS],
             metadata={**first.metadata, "participants": ",".join(sorted(reasons))},
         )
         self.reasons = dict(reasons)

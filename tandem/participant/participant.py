@@ -22,14 +22,13 @@ from tandem.participant.transaction import Act, ResolvedBy, State, Verdict, on_a
 from tandem.runtime.batches import redo
 from tandem.runtime.database import Limits
 from tandem.runtime.digest import differing, transaction_digest, write_digests
-from tandem.runtime.errors import PAGING, InvalidRequest, Reason, TandemError, Violation
+from tandem.runtime.errors import MAX_VIOLATIONS, PAGING, InvalidRequest, Reason, TandemError, Violation
 from tandem.runtime.failpoints import failpoint
 from tandem.runtime.identifiers import Age, TransactionKey, age
 from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.telemetry import frames, logger, step, unusual
 from tandem.runtime.times import Times
 from tandem.runtime.tracing import span
-from tandem.runtime.validation import MAX_VIOLATIONS
 
 log = logger("tandem.participant")
 
@@ -170,8 +169,8 @@ class Participant:
         return _Ready(ask, write_digests(ask.writes), self._parsed(ask.writes))
 
     def _parsed(self, asked: Sequence[Any]) -> list[Write]:
-        """The writes. Raises InvalidRequest, which names up to MAX_VIOLATIONS that are wrong for the reason of the
-        first, so that nobody has to mend and ask for each anew.
+        """The writes. Raises InvalidRequest, which says of each write all that is wrong with it, so that nobody has to
+        mend and ask anew for each; of so many that these are MAX_VIOLATIONS at most, for the reason of the first.
         """
         writes: list[Write] = []
         wrong: list[InvalidRequest] = []
@@ -188,9 +187,11 @@ class Participant:
         if len(wrong) == 1:
             raise wrong[0]
         if wrong:
-            reason = wrong[0].reason
-            found = [violation for error in wrong if error.reason is reason for violation in error.violations]
-            raise InvalidRequest(found[:MAX_VIOLATIONS], reason=reason)
+            found = list(wrong[0].violations)
+            for other in wrong[1:]:
+                if other.reason is wrong[0].reason and len(found) + len(other.violations) <= MAX_VIOLATIONS:
+                    found += other.violations
+            raise InvalidRequest(found, reason=wrong[0].reason)
         staging = sum(write.rows for write in writes)
         if staging > MAX_ROWS:
             raise InvalidRequest(
@@ -227,9 +228,11 @@ class Participant:
         metadata: dict[str, str] = {}
         message = _SENTENCES[verdict]
         if verdict is Reason.TRANSACTION_REUSED and held is not None:
-            positions = ",".join(map(str, differing(held.digests, ready.digests)))
+            differ = differing(held.digests, ready.digests)
+            positions = ",".join(map(str, differ[:MAX_VIOLATIONS]))
             metadata = {"writes": positions}
-            message += f": writes {positions} differ" if positions else ": it belongs to another decision log"
+            more = f" and {len(differ) - MAX_VIOLATIONS:,} more" if len(differ) > MAX_VIOLATIONS else ""
+            message += f": writes {positions}{more} differ" if positions else ": it belongs to another decision log"
         return TandemError(message, reason=verdict, transaction_id=ready.key.transaction_id, metadata=metadata)
 
     def _stage(self, connection: Connection, fresh: Sequence[_Ready]) -> Mapping[TransactionKey, Yes | TandemError]:

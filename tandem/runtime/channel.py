@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import grpc
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_TRAILER_BYTES = 64 * 1024
+"""An error with all its details. gRPC's own limit is 8 KB, and above it the error comes without any."""
 
 _RETRIED: dict[str, object] = {
     "name": [{}],
@@ -40,6 +42,7 @@ def open_channel(target: str, *, once: Sequence[str] = ()) -> grpc.Channel:
             ("grpc.max_reconnect_backoff_ms", 1_000),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_TRAILER_BYTES),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.lb_policy_name", "round_robin"),

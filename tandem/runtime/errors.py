@@ -73,6 +73,9 @@ CONTRADICTIONS = frozenset({Reason.TRANSACTION_UNKNOWN, Reason.ALREADY_COMMITTED
 PAGING = CONTRADICTIONS | {Reason.TRANSACTION_EXPIRED, Reason.PUBLISHED_NOT_STAGED}
 """Answers to Commit or Abort that no repeat can change (design §2, all that the table marks ‡; R7): the same."""
 
+MAX_VIOLATIONS = 20
+"""Of one error, and positions that it names: it must fit the trailer of an answer, 8 KB for most clients (R16)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:

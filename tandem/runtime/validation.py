@@ -10,9 +10,7 @@ import protovalidate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from tandem.runtime.errors import InvalidRequest, Violation
-
-MAX_VIOLATIONS = 20
+from tandem.runtime.errors import MAX_VIOLATIONS, InvalidRequest, Violation
 
 IGNORE_ALWAYS = 3
 """Of buf.validate.Ignore."""

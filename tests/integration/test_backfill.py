@@ -192,6 +192,22 @@ def test_all_whom_profiles_refuses_are_taken_out_at_once(house: Home, sent: list
     assert users(house, "rejected") == wrong | set(older)
 
 
+def test_a_reason_is_never_cut_off(house: Home, sent: list[int]) -> None:
+    """Twenty violations are told at once, and of each account all or nothing: what is stored says all that is wrong."""
+    seeding.seed(house.identity, 100)
+    good, _ = expected(house)
+    odd = sorted(good)[:8]
+    house.sql(
+        "UPDATE identity.users SET old_birthday = '1066-10-14', old_full_name = repeat('x', 501),"
+        " old_given_name = repeat('y', 201) WHERE user_id = ANY(:ids)",
+        ids=odd,
+    )
+    run(house, kinds=[USERS])
+    told = dict(accounts.refused(house.identity, USERS, Shard()))
+    assert {told[id_] for id_ in odd} == {"INVALID_REQUEST: name.given_name, name.display_name, date_of_birth"}
+    assert sent == [len(good), len(good) - 6, len(good) - 8]
+
+
 def plain_businesses(house: Home, numbers: Sequence[str]) -> None:
     """All that wait: nothing malformed, and as many with a number as there are numbers."""
     house.sql(

@@ -16,10 +16,9 @@ from profiles_server import reading
 from tandem.participant.participant import MAX_ROWS, Ask, HeldByAnother, Participant, Yes
 from tandem.participant.resource import Accepted, HeldBy, Refused, Staged, Staging
 from tandem.profiles.v1 import business_pb2
-from tandem.runtime.errors import InvalidRequest, Reason, TandemError
+from tandem.runtime.errors import MAX_VIOLATIONS, InvalidRequest, Reason, TandemError
 from tandem.runtime.identifiers import TransactionKey
 from tandem.runtime.local_transaction import local_transaction
-from tandem.runtime.validation import MAX_VIOLATIONS
 from tests.integration.profiles_support import (
     BY,
     RESOURCE,
