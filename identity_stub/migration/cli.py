@@ -27,7 +27,6 @@ from identity_stub.users import ABSENT, REJECTED
 from tandem.runtime.cli import plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation
-from tandem.runtime.process import spare_collector
 from tandem.runtime.telemetry import configure_logging
 
 TOLD_EVERY_S = 10.0
@@ -93,7 +92,6 @@ def backfill(
             app.initiator(settings, connections=2 * threads + 4) as (coordinator, channel),
             bar("rehearsing" if dry_run else "backfilling") as told,
         ):
-            spare_collector()
             run = Backfill(
                 coordinator, Existing(channel), options, on_progress=lambda report: told(report.done, report.total)
             )

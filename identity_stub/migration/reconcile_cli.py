@@ -18,7 +18,6 @@ from identity_stub.migration.reconcile_report import MAX_LISTED, Report
 from tandem.runtime.cli import age_s, plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation
-from tandem.runtime.process import spare_collector
 from tandem.runtime.telemetry import configure_logging
 
 NOT_EQUAL = 3
@@ -65,7 +64,6 @@ def reconcile(
             app.initiator(settings, connections=AT_ONCE + 4) as (coordinator, channel),
             bar("comparing") as told,
         ):
-            spare_collector()
             of = total(coordinator.engine, options.parts)
             run = Reconciliation(
                 coordinator,

@@ -118,7 +118,10 @@ def from_status(status: status_pb2.Status) -> TandemError:
 
 def from_rpc_error(error: grpc.RpcError) -> TandemError:
     """The error behind a failed call. Only our own servers' sentences are kept; anything else is named by its code."""
-    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    try:
+        status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    except ValueError:  # gRPC ended the call with another code than the server did, for the size of its answer
+        status = None
     if status is not None and status.details:
         return from_status(status)
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
