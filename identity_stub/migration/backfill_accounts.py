@@ -52,6 +52,11 @@ class Kind:
         (key,) = self.table.primary_key.columns
         return key
 
+    @property
+    def old(self) -> list[sa.Column[str]]:
+        """What the account said before there were profiles."""
+        return [self.table.c[f"old_{fact}"] for fact in self.facts]
+
 
 USERS = Kind("users", t.users, t.OLD_USER_FACTS, ids.person_id)
 BUSINESSES = Kind("businesses", t.businesses, t.OLD_BUSINESS_FACTS, ids.business_id, with_people=True)
@@ -194,10 +199,9 @@ def _among(kind: Kind) -> sa.ColumnElement[bool]:
 
 
 def _read(kind: Kind) -> Statement:
-    facts = [kind.table.c[f"old_{fact}"] for fact in kind.facts]
     waiting = kind.table.c.profile_status == sa.bindparam("status", type_=sa.Text)
-    chosen = sa.select(kind.key, *facts).where(_among(kind), waiting).order_by(kind.key)
-    return Statement(chosen, kind.key.name, *(fact.name for fact in facts))
+    chosen = sa.select(kind.key, *kind.old).where(_among(kind), waiting).order_by(kind.key)
+    return Statement(chosen, *chosen.selected_columns.keys())
 
 
 _READ = {name: _read(kind) for name, kind in KINDS.items()}

@@ -27,6 +27,7 @@ from identity_stub.users import ABSENT, REJECTED
 from tandem.runtime.cli import plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation
+from tandem.runtime.process import spared_collector
 from tandem.runtime.telemetry import configure_logging
 
 TOLD_EVERY_S = 10.0
@@ -90,6 +91,7 @@ def backfill(
             return
         with (
             app.initiator(settings, connections=2 * threads + 4) as (coordinator, channel),
+            spared_collector(),
             bar("rehearsing" if dry_run else "backfilling") as told,
         ):
             run = Backfill(

@@ -98,8 +98,7 @@ def read(engine: Engine, kind: Kind, ids: Sequence[UUID]) -> list[Account]:
 
 
 def _read(engine: Engine, kind: Kind, where: sa.ColumnElement[bool]) -> list[Account]:
-    facts = [kind.table.c[f"old_{fact}"] for fact in kind.facts]
-    chosen = sa.select(kind.key, kind.table.c.profile_status, *facts).where(where).order_by(kind.key).limit(GET_PAGE)
+    chosen = sa.select(kind.key, kind.table.c.profile_status, *kind.old).where(where).order_by(kind.key).limit(GET_PAGE)
     with local_transaction(engine, READING) as connection:
         rows = connection.execute(chosen).all()
         members = people_of(connection, [row[0] for row in rows]) if kind.with_people and rows else {}

@@ -18,6 +18,7 @@ from identity_stub.migration.reconcile_report import MAX_LISTED, Report
 from tandem.runtime.cli import age_s, plainly, print_json
 from tandem.runtime.config import load
 from tandem.runtime.errors import InvalidRequest, Violation
+from tandem.runtime.process import spared_collector
 from tandem.runtime.telemetry import configure_logging
 
 NOT_EQUAL = 3
@@ -62,6 +63,7 @@ def reconcile(
         configure_logging("identity-reconcile", level="WARNING", json=settings.log_json)
         with (
             app.initiator(settings, connections=AT_ONCE + 4) as (coordinator, channel),
+            spared_collector(),
             bar("comparing") as told,
         ):
             of = total(coordinator.engine, options.parts)

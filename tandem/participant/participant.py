@@ -166,7 +166,8 @@ class Participant:
             )
         if not ask.writes:
             raise InvalidRequest([Violation("writes", "must hold at least one write")])
-        return _Ready(ask, write_digests(ask.writes), self._parsed(ask.writes))
+        writes = self._parsed(ask.writes)
+        return _Ready(ask, write_digests(ask.writes), writes)
 
     def _parsed(self, asked: Sequence[Any]) -> list[Write]:
         """The writes. Raises InvalidRequest, which says of each write all that is wrong with it, so that nobody has to

@@ -82,6 +82,18 @@ def spare_collector() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@contextmanager
+def spared_collector() -> Iterator[None]:
+    """The same for a while: a long command leaves its process as it was, which may be another program's."""
+    usual = gc.get_threshold()
+    spare_collector()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
+
+
 def database_url(settings: ProcessSettings, embedded: str, stack: ExitStack) -> str:
     """The URL of the database that is configured, or of `embedded` in the embedded PostgreSQL, kept by the stack."""
     if settings.database_url is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from tandem.runtime.process import spared_collector
 
 SCRIPT = """
 import os, signal, sys, threading, time
@@ -52,3 +55,13 @@ run_until_signal(stop)
 """
     process = subprocess.run([sys.executable, "-c", script], timeout=20, check=False)
     assert process.returncode == -signal.SIGTERM
+
+
+def test_a_command_leaves_the_collector_as_it_was() -> None:
+    """Whoever calls it inside another process finds its thresholds there, and nothing frozen."""
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    with pytest.raises(KeyError), spared_collector():
+        assert gc.get_threshold() > before
+        assert gc.get_freeze_count() > frozen
+        raise KeyError
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
