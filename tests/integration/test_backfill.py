@@ -24,6 +24,7 @@ from identity_stub.users import REJECTED
 from tandem.coordinator.driver import Coordinator
 from tandem.profiles import ids
 from tandem.profiles.v1 import business_pb2, person_pb2
+from tandem.runtime.errors import Reason, TandemError
 from tests.integration.test_identity_house import CANARY, Home, home, sign_up
 from tests.support.house import in_threads
 from tests.support.rules import eventually
@@ -190,6 +191,70 @@ def test_all_whom_profiles_refuses_are_taken_out_at_once(house: Home, sent: list
     run(house, kinds=[USERS])
     assert sent == [len(good), len(good) - len(older)]
     assert users(house, "rejected") == wrong | set(older)
+
+
+def test_a_number_is_one_of_its_country(house: Home) -> None:
+    """Two countries' registers count alike: both come in, and a dry run says so."""
+    seeding.seed(house.identity, 100)
+    plain_businesses(house, ["A", "A"])
+    house.sql(
+        "UPDATE identity.businesses SET old_registration_country = 'FR' WHERE business_id ="
+        " (SELECT business_id FROM identity.businesses WHERE old_registration_number = 'A' LIMIT 1)"
+    )
+    told, done = run(house, kinds=[BUSINESSES], dry_run=True), run(house, kinds=[BUSINESSES])
+    assert told.created == done.created == {"businesses": 20}
+    assert not told.refused
+    assert not done.refused
+
+
+def test_who_has_a_profile_is_told_from_whose_number_is_taken(house: Home) -> None:
+    """In one batch: the former are conflicts, and not refused with the latter."""
+    taken = [f"T{n}" for n in range(5)]
+    seeding.seed(house.identity, 60)
+    plain_businesses(house, taken)
+    run(house)
+    seeding.seed(house.identity, 100, seed=2)
+    plain_businesses(house, [*taken, *(f"O{n}" for n in range(6))])
+    (page,) = accounts.pages(house.identity, BUSINESSES, "absent", Shard())
+    made = [
+        one.profile
+        for one in accounts.read(house.identity, BUSINESSES, "absent", page)
+        if isinstance(one.profile, business_pb2.Business) and one.profile.registration_number.startswith("O")
+    ]
+    with house.coordinator.transaction({"profiles": made}):
+        pass
+    report = run(house, kinds=[BUSINESSES])
+    assert report.conflicts == {"kept": 6}
+    assert report.refused == {"ALREADY_EXISTS: registration_number": 5}
+    assert report.created["businesses"] == 9
+    run(house)
+    all_there(house)
+
+
+def test_nobody_is_lost_where_a_batch_is_split_and_then_tried_again(
+    house: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Malformed accounts, double numbers and a participant that is away at first, all in one batch."""
+    seeding.seed(house.identity, 100)
+    plain_businesses(house, ["A", "A", "B"])
+    house.sql(
+        "UPDATE identity.businesses SET old_incorporated = 'long ago' WHERE business_id IN"
+        " (SELECT business_id FROM identity.businesses WHERE old_registration_number IS NULL LIMIT 4)"
+    )
+    creating, away = Batch._create, [True, True, True]
+
+    def at_last(self: Batch, *of: object) -> None:
+        if away:
+            away.pop()
+            raise TandemError("not now", reason=Reason.UNAVAILABLE)
+        creating(self, *of)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batch, "_create", at_last)
+    report = run(house, kinds=[BUSINESSES])
+    assert report.refused == {"INVALID_REQUEST: incorporated": 4, "ALREADY_EXISTS: registration_number": 1}
+    assert (report.created["businesses"], report.done, report.retries) == (15, 20, 3)
+    run(house)
+    all_there(house)
 
 
 def test_a_reason_is_never_cut_off(house: Home, sent: list[int]) -> None:

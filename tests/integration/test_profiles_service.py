@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,7 @@ from profiles_server import tables as t
 from tandem.participant.participant import Participant, Yes
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.profiles.v1 import profiles_service_pb2 as pb
-from tandem.runtime.errors import Reason, TandemError
+from tandem.runtime.errors import MAX_VIOLATIONS, Reason, TandemError
 from tandem.runtime.status import from_rpc_error, from_status
 from tandem.v1 import participant_pb2, transaction_pb2
 from tests.integration.profiles_support import (
@@ -443,6 +444,31 @@ def test_what_is_wrong_with_a_write_comes_with_its_position(profiles_client: Cli
         code, error = refused(profiles_client.participant.Prepare, prepare(good, write))
         assert (code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
         assert [violation.field for violation in error.violations] == fields
+
+
+def test_all_that_is_wrong_is_told_for_the_reason_of_the_first(profiles_client: Client) -> None:
+    """Not one write a call; and what is wrong for another reason is told the next time."""
+    unknown, wrong = pack(transaction_pb2.TransactionKey()), pack(person(person_id="no id"))
+    for writes, reason, fields in (
+        ([unknown, pack(person()), unknown], Reason.UNKNOWN_TYPE, ["writes[0].type_url", "writes[2].type_url"]),
+        ([unknown, wrong], Reason.UNKNOWN_TYPE, ["writes[0].type_url"]),
+        ([wrong, unknown, wrong], Reason.INVALID_REQUEST, ["writes[0].person_id", "writes[2].person_id"]),
+    ):
+        code, error = refused(profiles_client.participant.Prepare, prepare(*writes))
+        assert (code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+        assert [violation.field for violation in error.violations] == fields
+
+
+def test_so_much_is_told_that_a_trailer_holds_it(profiles_client: Client) -> None:
+    """R16: of each write that is named all that is wrong with it."""
+    wrong = pack(person(person_id="no id", nationalities=["XX", "YY"]))
+    _, error = refused(profiles_client.participant.Prepare, prepare(*[wrong] * (MAX_VIOLATIONS + 5)))
+    told = Counter(violation.field.partition(".")[0] for violation in error.violations)
+    assert told == {f"writes[{n}]": 3 for n in range(MAX_VIOLATIONS // 3)}
+    _, error = refused(
+        profiles_client.participant.Prepare, prepare(*[pack(person(person_id="no id"))] * (MAX_VIOLATIONS + 5))
+    )
+    assert len(error.violations) == MAX_VIOLATIONS
 
 
 def test_a_refusal_over_the_wire(profiles_client: Client, profiles_participant: Participant) -> None:

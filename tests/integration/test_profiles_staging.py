@@ -257,6 +257,16 @@ def test_all_that_active_rows_hold_is_named_at_once(profiles_engine: Engine, pro
     assert len({one.field for one in many.error.violations}) == MAX_VIOLATIONS
 
 
+def test_ids_are_named_before_numbers(profiles_engine: Engine, profiles_participant: Participant) -> None:
+    """Who has made the entities before has their numbers, too: that they are there says more, and comes in any case."""
+    there = [registered() for _ in range(MAX_VIOLATIONS + 5)]
+    create(profiles_participant, *there)
+    (answer,) = stage(profiles_engine, staging(*there))
+    assert verdict(answer) == (Reason.ALREADY_EXISTS, "business_id")
+    assert isinstance(answer, Refused)
+    assert {one.field.rpartition(".")[2] for one in answer.error.violations} == {"business_id"}
+
+
 def test_what_a_prepared_row_holds_is_held(profiles_engine: Engine) -> None:
     """R8, R10: nobody can know yet, and the answer names the holder so that it can be asked for."""
     ada, engines = person(), registered()
