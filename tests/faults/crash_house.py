@@ -338,10 +338,11 @@ class House:
                 with suppress(sa.exc.DBAPIError):  # its server was killed, and the lock with it
                     connection.rollback()
 
-    def make_due(self, *participants: str) -> None:
-        """As if the ttl, or a lease, had run out."""
+    def make_due(self, *participants: str, unclaimed: bool = False) -> None:
+        """As if the ttl, or a lease, had run out. unclaimed: only of what no sweeper has had in hand."""
+        which = "NOT confirmed AND attempts = 0" if unclaimed else "NOT confirmed"
         for name in participants or PARTICIPANTS:
-            self.sql(name, "UPDATE twophase.prepared_transaction SET next_attempt_at = now() WHERE NOT confirmed")
+            self.sql(name, f"UPDATE twophase.prepared_transaction SET next_attempt_at = now() WHERE {which}")
 
     def make_old(self) -> None:
         """As if what is prepared had been so for longer than push_after."""

@@ -71,15 +71,20 @@ class Old:
         stored = self.house.sql("profiles", f"SELECT {profile}_id FROM profiles.{profile} WHERE state = 'active'")
         return marked, {row[0] for row in stored} & {name(id_) for id_ in mine}
 
+    def unequal(self) -> list[str]:
+        """What is left, and where the sides differ, though every ttl has run out: that of a Prepare too which arrives
+        only now, since one thread of a run may die while another's is on the way."""
+        self.house.make_due(unclaimed=True)
+        found = self.house.unfinished() + self.house.split()
+        for table, profile, name in (("users", "person", ids.person_id), ("businesses", "business", ids.business_id)):
+            marked, stored = self.both(table, profile, name)
+            found += [f"{each} is marked, but there is no {profile}" for each in marked - stored]
+            found += [f"there is a {profile} {each}, but nothing is marked" for each in stored - marked]
+        return found
+
     def done_or_not(self) -> None:
-        """Who is marked has a profile, and who is not has none."""
-        self.house.settled()
-        for found in (
-            self.both("users", "person", ids.person_id),
-            self.both("businesses", "business", ids.business_id),
-        ):
-            assert found[0] == found[1]
-        assert self.house.split() == []
+        """In the end, who is marked has a profile, and who is not has none."""
+        eventually(lambda: not self.unequal(), lambda: f"still unequal: {self.unequal()}")
 
     def all_there(self) -> None:
         """Nobody waits; only those are refused that have to be, and those that took another's number."""
@@ -119,7 +124,6 @@ AT_EACH_STEP = (
 def test_a_batch_is_done_or_not_wherever_it_dies_and_the_next_run_brings_the_rest(old: Old, point: str) -> None:
     old.run(point)
     assert old.waiting() > 0, "it died too late to leave anything"
-    old.house.make_due()
     old.done_or_not()
     old.run()
     old.all_there()
