@@ -316,27 +316,31 @@ class House:
         return self.sql(database, statement, **parameters)[0][0]
 
     @contextmanager
-    def locked(self, database: str, statement: str) -> Iterator[Callable[..., int]]:
+    def locked(self, database: str, statement: str, *, commits: bool = False) -> Iterator[Callable[..., int]]:
         """Holds a lock meanwhile. Gives what waits until somebody waits for one, and answers with its backend's pid.
-        Given the call that is to come by, it says what the call was told instead."""
+        Given the call that is to come by, it says what the call was told instead.
+
+        commits: what else the statement does counts when the lock is let go.
+        """
         with self._engines[database].connect() as connection:
             connection.exec_driver_sql(statement)
 
-            def waiter(call: Future[Answer] | None = None) -> int:
+            def waiter(call: Future[Answer] | None = None, *, many: int = 1) -> int:
                 found = eventually(
-                    lambda: self.sql(
-                        database,
-                        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND"
-                        " wait_event_type = 'Lock'",
-                    ),
-                    lambda: f"somebody waits for the lock; call: {call and (call.result() if call.done() else call)}",
+                    lambda: len(pids := self._waiting(database)) >= many and pids,
+                    lambda: f"{many} wait for the lock; call: {call and (call.result() if call.done() else call)}",
                 )
-                return int(found[0][0])
+                return found[0]
 
             yield waiter
             if not connection.invalidated:
                 with suppress(sa.exc.DBAPIError):  # its server was killed, and the lock with it
-                    connection.rollback()
+                    (connection.commit if commits else connection.rollback)()
+
+    def _waiting(self, database: str) -> list[int]:
+        """The pids of the backends that wait for a lock."""
+        statement = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return [row.pid for row in self.sql(database, statement)]
 
     def make_due(self, *participants: str, unclaimed: bool = False) -> None:
         """As if the ttl, or a lease, had run out. unclaimed: only of what no sweeper has had in hand."""

@@ -188,6 +188,13 @@ def two_of(house: CrashHouse, name: str, **settings: str) -> list[Service]:
     return [first, second]
 
 
+def due_for_both(house: CrashHouse, database: str, table: str, which: str) -> None:
+    """Makes these rows due when both replicas' claims wait for them, so that neither is first by its clock's phase."""
+    due = f"UPDATE {table} SET next_attempt_at = now() WHERE {which}"
+    with house.locked(database, f"LOCK TABLE {table} IN SHARE MODE; {due}", commits=True) as waiter:
+        waiter(many=2)
+
+
 def test_two_profiles_processes_and_two_coordinators() -> None:
     """R11: two profiles processes sweep one database and two coordinator processes recover one log. All four end
     something, and together they end each transaction exactly once."""
@@ -211,11 +218,9 @@ def test_two_profiles_processes_and_two_coordinators() -> None:
                 house.leave(fresh_name("t").replace("-", ""), Kind.PERSON, ["profiles"], decided=number % 2 == 0)
             left += 2 * EACH_ROUND
             decided += EACH_ROUND
-            with house.paused(*sweepers):
-                house.make_due("profiles")
-            reach(applied, left)  # both are late when they go on, so they begin at the same time
-            with house.paused(*recoveries):
-                house.release_deliveries()
+            due_for_both(house, "profiles", "twophase.prepared_transaction", "NOT confirmed")
+            reach(applied, left)
+            due_for_both(house, "identity", "twophase.decision", "undelivered <> '{}'")
             reach(delivered, decided)
             if min(applied()) > 0 and min(delivered()) > 0:
                 break

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from uuid import UUID
 
 import grpc
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 import identity_stub.cli
 from identity_stub.migration import backfill_accounts as accounts
-from identity_stub.migration import backfill_batch, seeding
+from identity_stub.migration import backfill_batch, listed, seeding
 from identity_stub.migration.backfill import Backfill
 from identity_stub.migration.backfill_accounts import BUSINESSES, KINDS, USERS, Shard
 from identity_stub.migration.backfill_batch import Batch
@@ -22,6 +24,7 @@ from identity_stub.migration.conflicts import Existing, Policy
 from identity_stub.migration.mapping import Refusal
 from identity_stub.users import REJECTED
 from tandem.coordinator.driver import Coordinator
+from tandem.coordinator.errors import Refused
 from tandem.profiles import ids
 from tandem.profiles.v1 import business_pb2, person_pb2
 from tandem.runtime.errors import Reason, TandemError
@@ -304,6 +307,31 @@ def test_all_whose_numbers_are_taken_are_taken_out_at_once(house: Home, sent: li
     all_there(house)
 
 
+def test_a_refusal_that_names_nobody_is_found_by_halves(house: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A participant of an older release says only that a number is taken, of whatever was sent."""
+    seeding.seed(house.identity, 100)
+    plain_businesses(house, ["T"])
+    run(house)
+    seeding.seed(house.identity, 100, seed=2)
+    plain_businesses(house, ["T"])
+    creating = Batch._create
+
+    def silent(self: Batch, *of: object) -> None:
+        try:
+            creating(self, *of)  # type: ignore[arg-type]
+        except Refused as error:
+            assert error.transaction_id is not None
+            told = TandemError("taken", reason=error.reason, metadata={"field": error.metadata["field"]})
+            raise Refused({"profiles": told}, transaction_id=error.transaction_id) from None
+
+    monkeypatch.setattr(Batch, "_create", silent)
+    report = run(house, kinds=[BUSINESSES])
+    assert report.refused == {"ALREADY_EXISTS": 1}
+    assert report.created["businesses"] == 19
+    run(house)
+    all_there(house)
+
+
 def test_those_with_a_number_that_another_has_shown_are_tried_by_themselves(house: Home, sent: list[int]) -> None:
     """Else their refusal has all the others sent again. A dry run foresees it."""
     seeding.seed(house.identity, 100)
@@ -569,6 +597,27 @@ def test_what_is_read_ahead_has_a_limit(house: Home, monkeypatch: pytest.MonkeyP
     run(house, batch=10, threads=2)
     assert sum(yielded) == SEEDED + SEEDED // 5
     all_there(house)
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["to the end", "until it is stopped"])
+def test_its_temporary_file_is_gone_when_it_ends(house: Home, monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
+    seeding.seed(house.identity, 60)
+    opened, opening = [], listed._opened
+
+    def noting(table: str) -> sqlite3.Connection:
+        opened.append(opening(table))
+        return opened[-1]
+
+    def stop(report: Report) -> None:
+        if stops:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(listed, "_opened", noting)
+    with pytest.raises(KeyboardInterrupt) if stops else nullcontext():
+        run(house, on_progress=stop)
+    (connection,) = opened
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_a_rate_is_kept(house: Home) -> None:
