@@ -161,11 +161,14 @@ class Case:
     def account(self) -> str | None:
         return self.house.ledger.accounts(self.name).get(self.name)
 
+    def assert_untouched(self) -> None:
+        """What is unknown to the driver was sent to nobody. To be seen before anybody else may end it."""
+        assert self.account == "prepared", "neither Commit nor Abort was sent"
+
     def assert_true(self, said: str) -> None:
         """What was said holds, and the participant has ended accordingly."""
         assert self.tx is not None
         if said == "unknown":
-            assert self.account == "prepared", "neither Commit nor Abort was sent"
             self.proxy.heal()
             said = "committed" if self.finished() is Outcome.COMMITTED else "not committed"
         assert said == self.truth
@@ -301,7 +304,7 @@ def test_cut_for_good(house: House, postgres: EmbeddedPostgres) -> None:
                 with pytest.raises(OutcomeUnknown):
                     assert case.tx is not None
                     case.tx.finish()
-                assert case.account == "prepared"
+                case.assert_untouched()
             looked.wait(2 * SETTLE_S + BOUND_S)
             stack.pop_all()
             case.proxy.heal()
@@ -334,6 +337,8 @@ def test_commit_arrives_late(house: House, postgres: EmbeddedPostgres, kind: str
         with through_a_proxy(house, postgres, kind, times) as case:
             case.proxy.set(Fault(Act.LOSE_CLIENT, Cue(is_commit, passes=0), seconds=late_s))
             said = case.run()
+            if said == "unknown":
+                case.assert_untouched()
             case.assert_true(said)
             return said, case.truth
 
