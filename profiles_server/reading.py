@@ -83,7 +83,7 @@ def ids(engine: Engine, table: sa.Table, *, coordinator: str, after: UUID | None
         return list(connection.execute(listed(table, coordinator, after, size)).scalars())
 
 
-def listed(table: sa.Table, coordinator: str, after: UUID | None, size: int) -> sa.Select[tuple[str]]:
+def listed(table: sa.Table, coordinator: str, after: UUID | None, size: int) -> sa.Select[str]:
     """The statement of it, which reads a page of the key, however many rows there are."""
     (key,) = table.primary_key.columns
     # There are no statistics of the state (f002). Of "=" the planner takes for granted that it leaves one row in two
