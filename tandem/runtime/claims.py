@@ -91,7 +91,7 @@ class Peers:
             return sorted(self._failing)
 
     def due_probes(self) -> list[str]:
-        """The failing peers that may be tried again now: each at most once a second."""
+        """The failing peers that may be tried again now: each at most once in PROBE_EVERY_S."""
         now = self._clock()
         with self._lock:
             due = sorted(peer for peer, at in self._failing.items() if at <= now)

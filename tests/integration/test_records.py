@@ -28,6 +28,7 @@ from tandem.runtime.local_transaction import local_transaction
 from tandem.runtime.records import KEY_COLUMNS, arrays, key_arrays, records
 from tandem.runtime.statements import Statement
 from tandem.runtime.times import Times
+from tests.integration.test_gauges import scanned
 
 COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {
     "word": sa.Text(),
@@ -179,10 +180,7 @@ def test_plans_go_by_the_index(new_database: Callable[[str], str], upgraded: str
         assert not any(int(removed) > 5 for removed in re.findall(r"Rows Removed by .*: (\d+)", plan)), plan
     for plan in of_signups(participant, 500):
         assert not re.search(r"Rows Removed by Join Filter: \d{4}", plan), plan
-    with engine.connect() as connection:
-        for coordinator, after in (("identity", None), ("identity", UUID(int=1 << 127)), ("", UUID(int=1 << 127))):
-            listing = reading.listed(tables.person, coordinator, after, 500)
-            asked = listing.compile(engine, compile_kwargs={"literal_binds": True})
-            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {asked}").scalars())
-            assert "Index Scan using person_pkey" in plan, plan
+    for coordinator, after in (("identity", None), ("identity", UUID(int=1 << 127)), ("", UUID(int=1 << 127))):
+        listing = reading.listed(tables.person, coordinator, after, 500)
+        assert scanned(engine, listing, tables.person) == [("Index Scan", "person_pkey")]
     engine.dispose()
